@@ -1,0 +1,1 @@
+"""Dynamic inference: algorithms over the `Layered` and `Decoder` protocols, never over a concrete model."""

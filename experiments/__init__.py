@@ -1,0 +1,1 @@
+"""Experiments: data, training, evaluation and the `dynamoe` command line."""
