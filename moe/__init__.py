@@ -1,0 +1,29 @@
+"""Mixture of experts: routers, dispatchers, experts, losses, telemetry and the layer that joins them."""
+
+from .dispatchers import DenseDispatcher, Dispatcher
+from .experts import Experts, SwiGLU
+from .feed_forward import FeedForward, Tap, no_tap
+from .layer import MoE, MoELayer
+from .losses import BalanceLoss, RouterLoss
+from .routers import TopK
+from .routing import Router, Routing, RoutingContext
+from .telemetry import MoEStats
+
+__all__ = [
+    "BalanceLoss",
+    "DenseDispatcher",
+    "Dispatcher",
+    "Experts",
+    "FeedForward",
+    "MoE",
+    "MoELayer",
+    "MoEStats",
+    "Router",
+    "RouterLoss",
+    "Routing",
+    "RoutingContext",
+    "SwiGLU",
+    "Tap",
+    "TopK",
+    "no_tap",
+]

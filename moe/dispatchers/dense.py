@@ -1,0 +1,36 @@
+"""Dense dispatch: every expert runs on every token.
+
+It costs E / K times the matmuls that the routing asks for, drops nothing, and is the oracle that every other
+dispatcher must equal.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ..routing import Routing, tokens_of
+from .dispatcher import Dispatcher
+
+
+class DensePlan(NamedTuple):
+    """Combine weights; 0 where a token does not go to an expert."""
+
+    weight: Float[Array, "T E"]
+    group_sizes: None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseDispatcher(Dispatcher):
+    """Every expert on every token, combined by the routing's weights."""
+
+    def plan(self, routing: Routing) -> DensePlan:
+        weight = jnp.zeros(routing.logits.shape, routing.weight.dtype)
+        return DensePlan(weight.at[tokens_of(routing), routing.expert].add(routing.weight, mode="drop"))
+
+    def dispatch(self, x: Float[Array, "T D"], plan: DensePlan) -> Float[Array, "E T D"]:
+        return jnp.broadcast_to(x, (plan.weight.shape[1], *x.shape))
+
+    def combine(self, rows: Float[Array, "E T D"], plan: DensePlan) -> Float[Array, "T D"]:
+        return jnp.einsum("etd,te->td", rows, plan.weight.astype(rows.dtype))

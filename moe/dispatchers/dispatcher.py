@@ -1,0 +1,37 @@
+"""The interface of a dispatcher: carry tokens to experts and back.
+
+plan = dispatcher.plan(routing)
+y = dispatcher.combine(experts(dispatcher.dispatch(x, plan), plan.group_sizes), plan)
+"""
+
+import abc
+from typing import Any, Protocol
+
+from jaxtyping import Array, Float, Int
+
+from ..routing import Routing
+
+
+class Plan(Protocol):
+    """What a dispatcher derives from a routing: arrays that `dispatch` and `combine` share."""
+
+    @property
+    def group_sizes(self) -> Int[Array, " E"] | None:
+        """Rows of each expert where they are sorted by expert [M, D]; None for equal batches [E, C, D]."""
+        ...
+
+
+class Dispatcher(abc.ABC):
+    """A stateless configuration that is also the algorithm: it has no parameters."""
+
+    @abc.abstractmethod
+    def plan(self, routing: Routing) -> Any:
+        """Derive the `Plan` of a routing."""
+
+    @abc.abstractmethod
+    def dispatch(self, x: Float[Array, "T D"], plan: Any) -> Float[Array, "..."]:
+        """Rows for the experts: [E, C, D] in equal batches, or [M, D] sorted by expert."""
+
+    @abc.abstractmethod
+    def combine(self, rows: Float[Array, "..."], plan: Any) -> Float[Array, "T D"]:
+        """Sum the experts' rows per token, weighted by the routing. A token without an expert becomes zero."""

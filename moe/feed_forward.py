@@ -1,0 +1,44 @@
+"""The slot of a transformer block that a dense network or a mixture of experts fills."""
+
+import abc
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+from jaxtyping import Array, Float
+
+from .routing import NO_CONTEXT, Routing, RoutingContext
+from .telemetry import MoEStats
+
+Tap = Callable[[str, Float[Array, "..."], Routing | None], Any]
+"""`tap(path, activations, routing)` looks at what enters a module; what it returns, the forward pass hands back."""
+
+
+def no_tap(path: str, activations: Float[Array, "..."], routing: Routing | None) -> None:
+    """The tap of everyday: it looks at nothing."""
+
+
+class FeedForwardModule(Protocol):
+    """A built feed-forward network: an `nnx.Module` from width to width."""
+
+    def __call__(
+        self, x: Float[Array, "*batch D"], context: RoutingContext = NO_CONTEXT, tap: Tap = no_tap
+    ) -> tuple[Float[Array, "*batch D"], MoEStats | None]:
+        """The output and the layer's statistics; None where there is nothing to route.
+
+        Calls `tap("ffn", x, routing)` once. Routing sees the tokens flattened, T = the product of the batch axes.
+        """
+        ...
+
+
+class FeedForward(abc.ABC):
+    """Configuration of a feed-forward network."""
+
+    @property
+    def active_fraction(self) -> float:
+        """Share of the parameters with the logical axis "expert" that runs for one token."""
+        return 1.0
+
+    @abc.abstractmethod
+    def build(self, *, width: int, key: jax.Array) -> FeedForwardModule:
+        """Build the network for tokens of `width`."""
