@@ -1,0 +1,58 @@
+# Two commands do all the set-up on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+BIN := $(VENV)/bin
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable
+# The newest JAX needs Python 3.12; a pyenv shim may exist and still not run, so each candidate is asked.
+PYTHON_312 = $(firstword $(foreach p,python3.12 $(wildcard $(HOME)/.pyenv/versions/3.12.*/bin/python),$(if $(shell $(p) --version 2>/dev/null),$(p))))
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo demo-smoke test test-smoke-312 check format clean
+
+help: ## Show this list
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
+
+demo: $(VENV)/.installed-runtime ## Train, evaluate and report a small mixture of experts on this machine
+	$(BIN)/dynamoe demo
+
+demo-smoke: $(VENV)/.installed-runtime ## The demo at the smallest scale, as CI runs it
+	$(BIN)/dynamoe demo --smoke
+
+test: $(VENV)/.installed-test ## Run the unit tests; TESTS=path selects some
+	$(BIN)/python -m pytest $(TESTS)
+
+test-smoke-312: ## Run the tests marked smoke on Python 3.12 and the newest JAX, where that Python exists
+	@if [ -z "$(PYTHON_312)" ]; then echo "skipped: no working Python 3.12 on this machine"; else \
+	  $(MAKE) --no-print-directory test VENV=.venv-3.12 PYTHON="$(PYTHON_312)" TESTS="-m smoke"; fi
+
+check: $(VENV)/.installed-dev ## Lint, format, types, and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports --verbose
+
+format: $(VENV)/.installed-dev ## Format the code and fix what the linter can fix
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove the environments and every cache
+	rm -rf .venv .venv-3.12 build dist dynamoe.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+# One stamp per set of extras; a larger set leaves the stamps of the smaller ones behind as well.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(f"dynamoe needs Python 3.11 or later, $(PYTHON) is {v[0]}.{v[1]}: make PYTHON=..." if v < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed-runtime: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	$(INSTALL) .
+	@touch $@
+
+$(VENV)/.installed-test: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	$(INSTALL) '.[test]'
+	@touch $(VENV)/.installed-runtime $@
+
+$(VENV)/.installed-dev: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	$(INSTALL) '.[dev]'
+	@touch $(VENV)/.installed-runtime $(VENV)/.installed-test $@

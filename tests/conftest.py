@@ -1,0 +1,72 @@
+"""What holds for every test: strict numerics, checked shapes and types, the CPU, a deterministic Hypothesis."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+# Set in the environment, before JAX is imported, so that the processes that tests start run under the same rules.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Compiling costs more than running at test sizes. A caller's XLA_FLAGS win: the last setting of a flag counts.
+_FAST_COMPILE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+os.environ["XLA_FLAGS"] = f"{_FAST_COMPILE} {os.environ.get('XLA_FLAGS', '')}".strip()
+os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+import jaxtyping  # noqa: E402
+import pytest  # noqa: E402
+
+# A pytest plugin may have imported JAX before this file could set the environment.
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Users do not pay for these checks; tests do. The hook has to be in place before any module of the package is imported.
+jaxtyping.install_import_hook("dynamoe", "beartype.beartype")
+
+# Derandomized: a red run is red again. Compiling makes the first example slow, so no deadline.
+hypothesis.settings.register_profile("dynamoe", max_examples=20, deadline=None, derandomize=True)
+hypothesis.settings.load_profile("dynamoe")
+
+_CALL_IN_CHILD = """
+import importlib.util, sys
+import jaxtyping
+jaxtyping.install_import_hook("dynamoe", "beartype.beartype")
+path, name, *arguments = sys.argv[1:]
+spec = importlib.util.spec_from_file_location("test_module", path)
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+getattr(module, name)(*arguments)
+"""
+
+
+@pytest.fixture
+def key() -> jax.Array:
+    """A PRNG key, the same in every test."""
+    return jax.random.key(0)
+
+
+@pytest.fixture
+def run_with_devices() -> Callable[..., str]:
+    """`run_with_devices(8, function, *arguments)`: call a test module's function where JAX sees 8 fake CPU devices.
+
+    The number of devices is fixed when JAX starts, so this takes a fresh process. `function` is a top-level function of
+    a test module and takes strings; it asserts for itself. Returns what it printed; an error fails the test with its
+    traceback.
+    """
+
+    def run(count: int, function: Callable[..., None], *arguments: str, timeout: float = 300.0) -> str:
+        flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={count}"
+        child = subprocess.run(
+            [sys.executable, "-c", _CALL_IN_CHILD, function.__code__.co_filename, function.__name__, *arguments],
+            env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        if child.returncode:
+            pytest.fail(f"{function.__name__} failed on {count} devices:\n{child.stdout}{child.stderr}", pytrace=False)
+        return child.stdout
+
+    return run
