@@ -1,0 +1,103 @@
+"""What a run measures, step by step: `metrics.jsonl` and TensorBoard."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .files import write_atomically
+
+METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
+
+
+class Metrics:
+    """Writes measurements to `metrics.jsonl` and to TensorBoard. Only process 0 makes one.
+
+    A line is `{"step": 100, "split": "train", "loss": 1.5}`; a number that is not finite is the string "nan", "inf" or
+    "-inf". Each line is flushed. On resume, what the earlier run measured after the checkpoint is cut, here and in
+    TensorBoard, for it is measured again.
+    """
+
+    def __init__(self, path: Path, resume_step: int | None = None):
+        """Opens a run's metrics.
+
+        Args:
+          path: the run's directory.
+          resume_step: the step of the restored checkpoint: lines up to it stay. None starts afresh and keeps none.
+
+        Raises:
+          ValueError: a line of metrics.jsonl, other than the last, is damaged.
+        """
+        from tensorboardX import SummaryWriter
+
+        file = path / METRICS
+        last = -1 if resume_step is None else resume_step
+        lines = read_metrics(path) if file.exists() else []
+        kept = [line for line in lines if line["step"] <= last]
+        path.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, "".join(_as_line(line) for line in kept))
+        self._file = file.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(path / TENSORBOARD), purge_step=last + 1)
+
+    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        """Writes one line.
+
+        Args:
+          step: the optimizer steps done so far.
+          split: "train", "held_out", ...
+          values: the measurements by name; anything that `float` takes.
+
+        Raises:
+          ValueError: a measurement is called `step` or `split`.
+        """
+        if taken := {"step", "split"} & set(values):
+            raise ValueError(f"values has {sorted(taken)}; these names are taken, give the measurement another one")
+        numbers = {name: float(value) for name, value in values.items()}
+        self._file.write(_as_line({"step": int(step), "split": split, **numbers}))
+        self._file.flush()
+        for name, number in numbers.items():
+            self._board.add_scalar(f"{split}/{name}", number, int(step))
+        self._board.flush()
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+    def __enter__(self) -> "Metrics":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Reads a run's `metrics.jsonl`; a last line that a kill cut short is left out.
+
+    Args:
+      path: the run's directory.
+
+    Returns:
+      One dictionary per line: `step` (int), `split` (str) and the measurements (float).
+
+    Raises:
+      ValueError: there is no such file, or a line before the last is damaged.
+    """
+    file = path / METRICS
+    if not file.is_file():
+        raise ValueError(f"{file}: no such file; nothing was measured yet, or {path} is no run")
+    lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
+    result = []
+    for number, text in enumerate(lines[:-1], start=1):  # what follows the last line end is torn, or empty
+        try:
+            line = json.loads(text)
+            step, split = line.pop("step"), line.pop("split")
+            result.append({"step": int(step), "split": str(split), **{k: float(v) for k, v in line.items()}})
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ValueError(f"{file}, line {number}: {text[:60]!r} is no measurement; delete that line") from error
+    return result
+
+
+def _as_line(line: Mapping[str, Any]) -> str:
+    values = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+    return json.dumps(values, allow_nan=False) + "\n"

@@ -1,0 +1,229 @@
+"""A run on disk: `runs/<name>/` with its configuration, recipe, environment, metrics and checkpoints.
+
+config.json        the configuration; a directory with this file is a run
+recipe.py          the recipe file it was started from, if one; older texts of it as recipe-1.py, ...
+environment.json   one entry per start: versions, devices, data
+metrics.jsonl      one line per measurement, and the same for TensorBoard in tensorboard/
+checkpoints/       see training/checkpoints.py
+"""
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import platform
+import types
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from .files import read_json, write_atomically
+from .metrics import Metrics as Metrics
+from .metrics import read_metrics as read_metrics
+from .serialization import changes, differences, from_json, load_recipe, to_json
+
+CONFIG, RECIPE, ENVIRONMENT = "config.json", "recipe.py", "environment.json"
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "dynamoe")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunDirectory:
+    """One run's directory.
+
+    Attributes:
+      path: the directory.
+      config: the run's configuration.
+      continued: True if the run was there before.
+      recipe: the module of its recipe file, where `load` read one.
+    """
+
+    path: Path
+    config: Any
+    continued: bool
+    recipe: types.ModuleType | None = None
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        config: Any,
+        recipe_path: Path | None = None,
+        facts: Mapping[str, Any] | None = None,
+        free_fields: Sequence[str] = (),
+    ) -> "RunDirectory":
+        """Starts a run in a new or empty directory, or continues the run that is there.
+
+        Every process calls it; process 0 alone reads and writes.
+
+        Args:
+          path: the directory.
+          config: the configuration, see `serialization.to_json`.
+          recipe_path: the recipe file that built it.
+          facts: what else to remember in environment.json, such as the description of the data set.
+          free_fields: fields such as `steps` or `data.workers` that may differ from the stored configuration; the new
+            value is stored.
+
+        Raises:
+          ValueError: the directory holds another configuration's run or something else, or the configuration cannot be
+            stored. Nothing was written.
+        """
+        path = _local(path)
+        data = to_json(config)
+        entry = json.loads(json.dumps({**environment(), **(facts or {})}, default=str))
+        if recipe_path is not None:
+            entry["recipe"] = str(recipe_path.absolute())
+
+        def on_disk() -> bool:
+            continued = _check_can_hold(path, data, free_fields)
+            _write_run(path, data, recipe_path, entry)
+            return continued
+
+        return cls(path=path, config=config, continued=_on_process_zero(on_disk))
+
+    @classmethod
+    def load(cls, path: Path) -> "RunDirectory":
+        """Reads a run back, to evaluate it or to generate from it.
+
+        Raises:
+          ValueError: there is no run, or its config.json or recipe.py cannot be read.
+        """
+        path = _local(path)
+        if not path.is_dir():
+            raise ValueError(f"run directory {path}: no such directory")
+        if not (path / CONFIG).is_file():
+            raise ValueError(f"run directory {path}: it is no run, there is no {CONFIG} in it")
+        data = read_json(path / CONFIG)
+        recipe = None
+        if (path / RECIPE).is_file():
+            recipe = load_recipe(path / RECIPE, _folder_of_original(path))
+        try:
+            config = from_json(data, recipe)
+        except ValueError as error:
+            raise ValueError(f"{path / CONFIG}: {error}") from error
+        return cls(path=path, config=config, continued=True, recipe=recipe)
+
+
+def newest_run(root: Path) -> Path:
+    """The run in `root` that was started or continued last.
+
+    Raises:
+      ValueError: there is no run in `root`.
+    """
+    runs = [file.parent for file in root.glob(f"*/{CONFIG}")]
+    if not runs:
+        raise ValueError(f"{root.absolute()}: there is no run in it; start one, or give a run's directory")
+
+    def last_start(run: Path) -> int:
+        file = run / ENVIRONMENT
+        return (file if file.exists() else run / CONFIG).stat().st_mtime_ns
+
+    return max(runs, key=last_start)
+
+
+def environment() -> dict[str, Any]:
+    """Says where a run happens: time, versions of Python and of the packages, platform and devices."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed as a package"
+    return {
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": {"python": platform.python_version(), **versions},
+        "system": platform.platform(),
+        "platform": jax.default_backend(),
+        "processes": jax.process_count(),
+        "devices": [device.device_kind for device in jax.devices()],
+    }
+
+
+def _check_can_hold(path: Path, data: dict[str, Any], free_fields: Sequence[str]) -> bool:
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"run directory {path}: it is a file; give a directory")
+    found = [file.name for file in path.iterdir() if not _is_leftover(file)] if path.exists() else []
+    if not found:
+        return False
+    if CONFIG not in found:
+        raise ValueError(
+            f"run directory {path}: it is not empty and no run, it holds {sorted(found)[:5]}; give a new directory"
+        )
+    stored = read_json(path / CONFIG)
+    fixed = [field for field, _, _ in changes(stored, data) if not _is_free(field, free_fields)]
+    if fixed:
+        lines = [line for line in differences(stored, data) if line.split(":")[0] in fixed]
+        raise ValueError(
+            f"run directory {path}: it holds a run of another configuration ({'; '.join(lines)}); "
+            "give another directory, or the same configuration"
+        )
+    return True
+
+
+def _is_free(field: str, free_fields: Sequence[str]) -> bool:
+    return any(field == free or field.startswith((f"{free}.", f"{free}[")) for free in free_fields)
+
+
+def _is_leftover(file: Path) -> bool:
+    return file.name.startswith(".") and file.name.endswith(".tmp")
+
+
+def _write_run(path: Path, data: dict[str, Any], recipe_path: Path | None, entry: dict[str, Any]) -> None:
+    path.mkdir(parents=True, exist_ok=True)
+    # config.json first: it makes the directory a run, and a start that was cut short here can be continued.
+    write_atomically(path / CONFIG, json.dumps(data, indent=2, allow_nan=False) + "\n")
+    if recipe_path is not None:
+        _copy_recipe(recipe_path, path / RECIPE)
+    file = path / ENVIRONMENT
+    earlier = read_json(file) if file.exists() else []
+    write_atomically(file, json.dumps([*earlier, entry], indent=2) + "\n")
+
+
+def _copy_recipe(source: Path, target: Path) -> None:
+    text = source.read_text(encoding="utf-8")
+    if target.exists():
+        old = target.read_text(encoding="utf-8")
+        if old == text:
+            return
+        number = 1 + sum(1 for _ in target.parent.glob("recipe-*.py"))
+        write_atomically(target.with_name(f"recipe-{number}.py"), old)
+    write_atomically(target, text)
+
+
+def _folder_of_original(path: Path) -> Path | None:
+    file = path / ENVIRONMENT
+    entries = read_json(file) if file.exists() else []
+    originals = [Path(entry["recipe"]).parent for entry in entries if "recipe" in entry]
+    return originals[-1] if originals and originals[-1].is_dir() else None
+
+
+def _on_process_zero(function: Callable[[], bool]) -> bool:
+    if jax.process_count() == 1:
+        return function()
+    from jax.experimental import multihost_utils
+
+    result, problem = False, None
+    if jax.process_index() == 0:
+        try:
+            result = function()
+        except (ValueError, OSError) as error:
+            problem = error
+    # The others must learn of a refusal, or they would wait for process 0 for ever.
+    outcome = int(multihost_utils.broadcast_one_to_all(np.int32(2 if problem else result)))
+    if problem is not None:
+        raise problem
+    if outcome == 2:
+        raise ValueError("run directory: process 0 refused it; its message says why")
+    return bool(outcome)
+
+
+def _local(path: Path) -> Path:
+    if "://" in str(path) or str(path).startswith(("gs:/", "s3:/")):
+        raise ValueError(f"run directory {path}: it must be on a file system that this machine mounts")
+    return Path(path).absolute()
