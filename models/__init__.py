@@ -1,0 +1,24 @@
+"""Models: attention, blocks, the decoder language model, sharding rules, generation."""
+
+from .attention import Attention
+from .cache import Cache, LayerCache
+from .decoder import Decoder, DecoderLM, Output, with_layers
+from .ffn import Dense, EveryNth, FirstLayers, LayerPattern
+from .sharding import Layout, MeshRules, MeshShape
+
+__all__ = [
+    "Attention",
+    "Cache",
+    "Decoder",
+    "DecoderLM",
+    "Dense",
+    "EveryNth",
+    "FirstLayers",
+    "LayerCache",
+    "LayerPattern",
+    "Layout",
+    "MeshRules",
+    "MeshShape",
+    "Output",
+    "with_layers",
+]

@@ -26,7 +26,7 @@ class Experts(abc.ABC):
 
     @abc.abstractmethod
     def build(self, *, experts: int, width: int, key: jax.Array) -> ExpertsModule:
-        """Build `experts` networks from `width` to `width`. Weights that one expert owns have the logical axis "expert"."""
+        """Build `experts` networks from `width` to `width`; weights that one expert owns have the axis "expert"."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,125 @@
+"""Grouped-query attention with rotary positions. Ainslie et al. 2023, https://arxiv.org/abs/2305.13245.
+
+Letters: B batch, S sequence, D width, H query heads, G key-value heads, P head width.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from .cache import LayerCache
+from .norm import RMSNorm
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention:
+    """Causal self-attention."""
+
+    heads: int = 4
+    """Query heads H."""
+    kv_heads: int | None = None
+    """Key-value heads G, which must divide H; None: as many as query heads."""
+    head_width: int | None = None
+    """Width P of a head, even; None: the model's width divided by H."""
+    rope_theta: float = 10_000.0
+    """Base of the rotary frequencies."""
+    qk_norm: bool = False
+    """Normalise queries and keys per head before the rotation (Qwen3)."""
+
+    def __post_init__(self):
+        if self.heads < 1:
+            raise ValueError(f"Attention.heads is {self.heads}; it must be at least 1")
+        if self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads):
+            raise ValueError(f"Attention.kv_heads is {self.kv_heads}; it must divide heads={self.heads}")
+        if self.head_width is not None and (self.head_width < 2 or self.head_width % 2):
+            raise ValueError(f"Attention.head_width is {self.head_width}; rotary positions need an even width")
+        if self.rope_theta <= 0:
+            raise ValueError(f"Attention.rope_theta is {self.rope_theta}; it must be positive")
+
+    def shape(self, width: int) -> tuple[int, int, int]:
+        """(H, G, P) in a model of `width`. Raises ValueError where the width does not divide into even heads."""
+        if self.head_width is None and width % (2 * self.heads):
+            raise ValueError(
+                f"width is {width}; with Attention.heads={self.heads} and no head_width it must be a multiple of "
+                f"{2 * self.heads}, so that every head has the same even width"
+            )
+        return self.heads, self.kv_heads or self.heads, self.head_width or width // self.heads
+
+    def build(self, *, width: int, epsilon: float, key: jax.Array) -> "AttentionLayer":
+        return AttentionLayer(self, width=width, epsilon=epsilon, key=key)
+
+
+class AttentionLayer(nnx.Module):
+    """Projections query [D, H, P], key and value [D, G, P], output [H, P, D], used in the dtype of the activations."""
+
+    def __init__(self, config: Attention, *, width: int, epsilon: float, key: jax.Array):
+        heads, kv_heads, head_width = config.shape(width)
+        query, keys, values, output = jax.random.split(key, 4)
+        inward = jax.nn.initializers.lecun_normal(in_axis=0, out_axis=(1, 2))
+        outward = jax.nn.initializers.lecun_normal(in_axis=(0, 1), out_axis=2)
+        kv_shape = (width, kv_heads, head_width)
+        self.config = config
+        self.query = nnx.Param(inward(query, (width, heads, head_width)), axes=("embed", "heads", None))
+        self.key = nnx.Param(inward(keys, kv_shape), axes=("embed", "kv_heads", None))
+        self.value = nnx.Param(inward(values, kv_shape), axes=("embed", "kv_heads", None))
+        self.output = nnx.Param(outward(output, (heads, head_width, width)), axes=("heads", None, "embed"))
+        self.query_norm = RMSNorm(head_width, epsilon=epsilon, axis=None) if config.qk_norm else None
+        self.key_norm = RMSNorm(head_width, epsilon=epsilon, axis=None) if config.qk_norm else None
+
+    def keys_values(
+        self, x: Float[Array, "B S D"], positions: Int[Array, "B S"]
+    ) -> tuple[Float[Array, "B S G P"], Float[Array, "B S G P"]]:
+        """Keys, rotated, and values of x: all that later tokens need of it."""
+        keys = jnp.einsum("bsd,dgp->bsgp", x, self.key[...].astype(x.dtype))
+        values = jnp.einsum("bsd,dgp->bsgp", x, self.value[...].astype(x.dtype))
+        keys = keys if self.key_norm is None else self.key_norm(keys)
+        return rotate(keys, positions, self.config.rope_theta), values
+
+    def attend(
+        self,
+        x: Float[Array, "B S D"],
+        positions: Int[Array, "B S"],
+        keys: Float[Array, "B N G P"],
+        values: Float[Array, "B N G P"],
+        mask: Bool[Array, "B S N"],
+    ) -> Float[Array, "B S D"]:
+        """Let the queries of x see the keys where `mask` is True; softmax in float32."""
+        query = jnp.einsum("bsd,dhp->bshp", x, self.query[...].astype(x.dtype))
+        query = query if self.query_norm is None else self.query_norm(query)
+        query = rotate(query, positions, self.config.rope_theta)
+        heads = jax.nn.dot_product_attention(query, keys, values, mask=mask[:, None])
+        return jnp.einsum("bshp,hpd->bsd", heads, self.output[...].astype(x.dtype))
+
+    def __call__(
+        self, x: Float[Array, "B S D"], positions: Int[Array, "B S"], mask: Bool[Array, "B S S"]
+    ) -> Float[Array, "B S D"]:
+        """Attention among the tokens of x."""
+        return self.attend(x, positions, *self.keys_values(x, positions), mask)
+
+    def decode(
+        self, x: Float[Array, "B S D"], positions: Int[Array, "B S"], mask: Bool[Array, "B S"], cache: LayerCache
+    ) -> tuple[Float[Array, "B S D"], LayerCache]:
+        """Write the tokens of x into the cache (where `mask` is True) and attend to all valid slots up to each."""
+        cache = cache.write(*self.keys_values(x, positions), positions, mask)
+        slot = jnp.arange(cache.valid.shape[1])
+        visible = cache.valid[:, None, :] & (slot[None, None, :] <= positions[:, :, None])
+        return self.attend(x, positions, cache.keys.astype(x.dtype), cache.values.astype(x.dtype), visible), cache
+
+
+def rotate(x: Float[Array, "B S N P"], positions: Int[Array, "B S"], theta: float) -> Float[Array, "B S N P"]:
+    """Rotary position embedding in Llama's layout (pairs i and i + P/2). Su et al. 2021, https://arxiv.org/abs/2104.09864."""
+    half = x.shape[-1] // 2
+    frequency = theta ** -(jnp.arange(half, dtype=jnp.float32) / half)
+    angle = jnp.einsum("bs,f->bsf", positions.astype(jnp.float32), frequency)[:, :, None, :]
+    cosine, sine = jnp.cos(angle), jnp.sin(angle)
+    first, second = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
+    return jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1).astype(x.dtype)
+
+
+def causal_mask(segments: Int[Array, "B S"]) -> Bool[Array, "B S S"]:
+    """True where the second position is not later than the first and belongs to the same document."""
+    same = segments[:, :, None] == segments[:, None, :]
+    return same & jnp.tril(jnp.ones((segments.shape[1],) * 2, bool))[None]

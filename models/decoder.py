@@ -1,0 +1,264 @@
+"""A decoder-only language model whose feed-forward networks are chosen by type, layer by layer.
+
+    config = Decoder(vocab=264, width=128, layers=4, ffn=MoE(experts=8, router=TopK(k=2)))
+    model = config.build(key)
+    logits, stats, taps = model(tokens)
+
+Letters: B batch, S sequence, D width, V vocabulary, L layers, T = B * S tokens.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from ..moe import FeedForward, MoEStats, Routing, RoutingContext, Tap, no_tap
+from .attention import Attention, causal_mask
+from .cache import Cache, LayerCache, empty_cache
+from .ffn import Dense, LayerPattern, feed_forwards
+from .layers import Segment, build_segments, stack, unstack
+from .norm import RMSNorm
+from .sharding import Layout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoder:
+    """A pre-norm decoder: RMSNorm, attention, RMSNorm, feed-forward network, L times, and a language-model head."""
+
+    vocab: int = 264
+    """Vocabulary size V."""
+    width: int = 128
+    """Width D of the residual stream."""
+    layers: int = 4
+    """Number of layers L."""
+    attention: Attention = Attention()
+    """The attention of every layer."""
+    ffn: FeedForward | LayerPattern = Dense()
+    """The feed-forward network of every layer, or a pattern that chooses one for each."""
+    tied: bool = False
+    """Use the embedding as the head."""
+    norm_epsilon: float = 1e-5
+    """Added to the mean square in every RMSNorm."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of activations and of the weights in use; parameters are kept in float32, norms, softmax and routing too."""
+    remat: bool = False
+    """Recompute each layer's activations in the backward pass instead of keeping them."""
+
+    def __post_init__(self):
+        for name in ("vocab", "width", "layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Decoder.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"Decoder.dtype is {self.dtype!r}; allowed are 'float32' and 'bfloat16'")
+        self.attention.shape(self.width)
+
+    def build(self, key: jax.Array, *, stacked: bool = True) -> "DecoderLM":
+        """Build the model with fresh parameters, stacked for training or unstacked for decoding and editing."""
+        return DecoderLM(self, key=key, stacked=stacked)
+
+
+class Output(NamedTuple):
+    """What a forward pass returns."""
+
+    logits: Float[Array, "B S V"]
+    """Float32."""
+    stats: tuple[MoEStats | None, ...]
+    """Of each layer; None where its feed-forward network is dense."""
+    taps: dict[str, Any]
+    """What the tap returned, by path: "layers.0.attention", "layers.0.ffn", ..., "head"."""
+
+
+class Block(nnx.Module):
+    """One layer: x + attention(norm(x)), then x + ffn(norm(x))."""
+
+    def __init__(self, config: Decoder, ffn: FeedForward, key: jax.Array):
+        attention, feed_forward = jax.random.split(key)
+        self.attention_norm = RMSNorm(config.width, epsilon=config.norm_epsilon)
+        self.attention = config.attention.build(width=config.width, epsilon=config.norm_epsilon, key=attention)
+        self.ffn_norm = RMSNorm(config.width, epsilon=config.norm_epsilon)
+        self.ffn = ffn.build(width=config.width, key=feed_forward)
+
+    def __call__(
+        self,
+        x: Float[Array, "B S D"],
+        positions: Int[Array, "B S"],
+        mask: Bool[Array, "B S S"],
+        context: RoutingContext,
+        tap: Tap,
+    ) -> tuple[Float[Array, "B S D"], MoEStats | None]:
+        normed = self.attention_norm(x)
+        tap("attention", normed, None)
+        x = x + self.attention(normed, positions, mask)
+        y, stats = self.ffn(self.ffn_norm(x), context, tap)
+        return x + y, stats
+
+    def decode(
+        self, x: Float[Array, "B S D"], positions: Int[Array, "B S"], mask: Bool[Array, "B S"], cache: LayerCache
+    ) -> tuple[Float[Array, "B S D"], LayerCache]:
+        """The layer over new tokens and the cache of earlier ones."""
+        y, cache = self.attention.decode(self.attention_norm(x), positions, mask, cache)
+        x = x + y
+        y, _ = self.ffn(self.ffn_norm(x), RoutingContext(mask=mask.reshape(-1)))
+        return x + y, cache
+
+
+class DecoderLM(nnx.Module):
+    """The built model. Its parameters carry logical axes, see `models.sharding`."""
+
+    def __init__(self, config: Decoder, *, key: jax.Array, stacked: bool):
+        embedding, layers, head = jax.random.split(key, 3)
+        shape = (config.vocab, config.width)
+        # A tied embedding is also the head: with this deviation its logits start with variance 1.
+        deviation = config.width**-0.5 if config.tied else 1.0
+        self.config = config
+        self.embedding = nnx.Param(deviation * jax.random.normal(embedding, shape), axes=("vocab", "embed"))
+        kinds = feed_forwards(config.ffn, config.layers)
+        keys = jax.random.split(layers, config.layers)
+        segments = build_segments(kinds, keys, lambda ffn, key: Block(config, ffn, key), stacked=stacked)
+        self.segments = nnx.List(segments)
+        self.final_norm = RMSNorm(config.width, epsilon=config.norm_epsilon)
+        if not config.tied:
+            initial = jax.nn.initializers.lecun_normal()(head, shape[::-1])
+            self.head_kernel = nnx.Param(initial, axes=("embed", "vocab"))
+
+    def embed(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S D"]:
+        """Token embeddings in the compute dtype. A token outside the vocabulary becomes NaN, so that it shows."""
+        rows = self.embedding[...].at[tokens].get(mode="fill", fill_value=jnp.nan)
+        return rows.astype(self.config.dtype)
+
+    def head(self, x: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
+        """Logits of the next token, in float32."""
+        kernel = self.embedding[...].T if self.config.tied else self.head_kernel[...]
+        return jnp.dot(self.final_norm(x), kernel.astype(x.dtype)).astype(jnp.float32)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B S"],
+        segments: Int[Array, "B S"] | None = None,
+        positions: Int[Array, "B S"] | None = None,
+        *,
+        key: jax.Array | None = None,
+        training: bool = False,
+        tap: Tap | None = None,
+        layout: Layout | None = None,
+    ) -> Output:
+        """Logits of every next token.
+
+        Args:
+            tokens: token ids below V.
+            segments: document of each token, 0 at padding; attention stays inside a document. None: one document a row.
+            positions: position of each token in its document. None: counted along the row.
+            key: randomness of routers that draw; folded with the layer's number.
+            training: whether routers behave as in training.
+            tap: `tap(path, activations, routing)`, called where activations enter a module; see `Output.taps`.
+            layout: keeps activations split by batch on a mesh. None: leave that to XLA.
+        """
+        segments = jnp.ones_like(tokens) if segments is None else segments
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape) if positions is None else positions
+        constrain: Callable[[jax.Array], jax.Array] = (lambda x: x) if layout is None else layout.constrain
+        mask = causal_mask(segments)
+        flat = RoutingContext(mask=segments.reshape(-1) > 0, token_ids=tokens.reshape(-1), training=training)
+
+        def layer(block: Block, x: jax.Array, index: jax.Array) -> tuple[jax.Array, tuple[MoEStats | None, dict]]:
+            recorder = Recorder(tap)
+            context = flat if key is None else flat._replace(key=jax.random.fold_in(key, index))
+            x, stats = block(constrain(x), positions, mask, context, recorder)
+            return constrain(x), (stats, recorder.seen)
+
+        x, stats, taps = constrain(self.embed(tokens)), [], {}
+        for segment in self.segments:
+            x, outputs = run_segment(segment, x, layer, first=len(stats), remat=self.config.remat)
+            for layer_stats, seen in outputs:
+                taps |= {f"layers.{len(stats)}.{path}": value for path, value in seen.items()}
+                stats.append(layer_stats)
+        if tap is not None:
+            taps["head"] = tap("head", x, None)
+        return Output(self.head(x), tuple(stats), taps)
+
+    def decode(
+        self, tokens: Int[Array, "B S"], cache: Cache, mask: Bool[Array, "B S"] | None = None
+    ) -> tuple[Float[Array, "B S V"], Cache]:
+        """Logits of new tokens after those in the cache, and the cache with them.
+
+        Args:
+            tokens: the next S tokens of each row; a prompt, or one token.
+            cache: from `empty_cache` or an earlier call. A row's tokens past its last slot are dropped.
+            mask: True at real tokens; padding stands behind them and leaves nothing in the cache.
+
+        Raises:
+            ValueError: the model is stacked.
+        """
+        if any(segment.depth > 1 for segment in self.segments):
+            raise ValueError(
+                "decode needs the layers unstacked; this model is stacked: use with_layers(model, stacked=False)"
+            )
+        mask = jnp.ones(tokens.shape, bool) if mask is None else mask
+        positions = cache.length[:, None] + jnp.arange(tokens.shape[1])[None]
+        x, layers = self.embed(tokens), []
+        for segment, layer_cache in zip(self.segments, cache.layers, strict=True):
+            x, layer_cache = segment.unit.layers[0].decode(x, positions, mask, layer_cache)
+            layers.append(layer_cache)
+        return self.head(x), Cache(tuple(layers), cache.length + mask.sum(axis=1, dtype=jnp.int32))
+
+    def empty_cache(self, *, batch: int, slots: int) -> Cache:
+        """A cache for `batch` rows of up to `slots` tokens, in the compute dtype."""
+        _, kv_heads, head_width = self.config.attention.shape(self.config.width)
+        return empty_cache(
+            layers=self.config.layers,
+            batch=batch,
+            slots=slots,
+            kv_heads=kv_heads,
+            head_width=head_width,
+            dtype=jnp.dtype(self.config.dtype),
+        )
+
+
+class Recorder:
+    """Collects what a tap returns within one layer, so that it can leave a scan or a rematerialised function."""
+
+    def __init__(self, tap: Tap | None):
+        self.tap = no_tap if tap is None else tap
+        self.silent = tap is None
+        self.seen: dict[str, Any] = {}
+
+    def __call__(self, path: str, activations: jax.Array, routing: Routing | None) -> None:
+        if not self.silent:
+            self.seen[path] = self.tap(path, activations, routing)
+
+
+def run_segment(
+    segment: Segment, x: jax.Array, layer: Callable, *, first: int, remat: bool
+) -> tuple[jax.Array, list[tuple[MoEStats | None, dict]]]:
+    """Run a segment's layers, numbered from `first`, and return each one's outputs."""
+    length = len(segment.unit.layers)
+
+    def unit(x: jax.Array, state: nnx.State, start: jax.Array | int) -> tuple[jax.Array, list]:
+        outputs = []
+        for offset, block in enumerate(nnx.merge(graph, state).layers):
+            x, output = layer(block, x, start + offset)
+            outputs.append(output)
+        return x, outputs
+
+    graph, state = nnx.split(segment.unit)
+    unit = jax.checkpoint(unit) if remat else unit
+    if segment.repeats == 1:
+        return unit(x, state, first)
+    starts = first + length * jnp.arange(segment.repeats)
+    x, stacked = jax.lax.scan(lambda x, of: unit(x, *of), x, (state, starts))
+    return x, [jax.tree.map(lambda a, i=i: a[i], output) for i in range(segment.repeats) for output in stacked]
+
+
+def with_layers(model: DecoderLM, *, stacked: bool) -> DecoderLM:
+    """The same model with its layers stacked (training) or unstacked (decoding, editing). Arrays outside are shared."""
+    config = model.config
+    segments = unstack(model.segments)
+    if stacked:
+        segments = stack(segments, feed_forwards(config.ffn, config.layers))
+    graph, state = nnx.split(model)
+    converted = nnx.merge(graph, state)
+    converted.segments = nnx.List(segments)
+    return converted

@@ -1,0 +1,20 @@
+"""Root-mean-square normalisation. Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+
+class RMSNorm(nnx.Module):
+    """x / sqrt(mean(x^2) + epsilon) * scale, computed in float32, returned in the dtype of x."""
+
+    def __init__(self, width: int, *, epsilon: float, axis: str | None = "embed"):
+        """`axis` is the logical axis of the normalised width."""
+        self.epsilon = epsilon
+        self.scale = nnx.Param(jnp.ones(width, jnp.float32), axes=(axis,))
+
+    def __call__(self, x: Float[Array, "*batch W"]) -> Float[Array, "*batch W"]:
+        wide = x.astype(jnp.float32)
+        inverse = jax.lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + self.epsilon)
+        return (jnp.einsum("...w,w->...w", wide * inverse, self.scale[...].astype(jnp.float32))).astype(x.dtype)

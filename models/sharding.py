@@ -1,0 +1,122 @@
+"""From logical axis names to a device mesh: the one place that knows how a model is spread.
+
+Parameters carry logical names (`batch, layers, embed, mlp, expert, heads, kv_heads, vocab`); `MeshRules` maps them to the
+mesh axes `data, fsdp, expert, tensor`. The model code is the same on one device and on a pod.
+"""
+
+import math
+from dataclasses import dataclass, fields
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshShape:
+    """How many devices each mesh axis has. One axis may be -1: all that the others leave."""
+
+    data: int = -1
+    """Copies of the parameters, each with its share of the batch."""
+    fsdp: int = 1
+    """Parts of each parameter, gathered for use; the batch is split over this axis too."""
+    expert: int = 1
+    """Parts of the experts; the batch is split over this axis too."""
+    tensor: int = 1
+    """Parts of each matrix multiplication."""
+
+    def __post_init__(self):
+        sizes = {field.name: getattr(self, field.name) for field in fields(self)}
+        if any(size < 1 and size != -1 for size in sizes.values()) or list(sizes.values()).count(-1) > 1:
+            raise ValueError(
+                f"MeshShape is {sizes}; each axis must be at least 1, and at most one may be -1 (the rest)"
+            )
+
+    def build(self, devices: list[jax.Device] | None = None) -> Mesh:
+        """A mesh of Auto axes over `devices` (default: all). Raises ValueError where their number does not fit."""
+        devices = jax.devices() if devices is None else devices
+        sizes = [getattr(self, field.name) for field in fields(self)]
+        fixed = math.prod(size for size in sizes if size != -1)
+        if len(devices) % fixed or (-1 not in sizes and len(devices) != fixed):
+            raise ValueError(
+                f"mesh is {self}: its fixed axes take {fixed} devices; {len(devices)} are there, and the product of the "
+                "axes must equal that"
+            )
+        sizes = [len(devices) // fixed if size == -1 else size for size in sizes]
+        names = tuple(field.name for field in fields(self))
+        return Mesh(np.array(devices).reshape(sizes), names, axis_types=(AxisType.Auto,) * len(names))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshRules:
+    """The mesh axes that each logical axis is split over; () leaves it whole."""
+
+    batch: tuple[str, ...] = ("data", "fsdp", "expert")
+    layers: tuple[str, ...] = ()
+    embed: tuple[str, ...] = ("fsdp",)
+    mlp: tuple[str, ...] = ("tensor",)
+    expert: tuple[str, ...] = ("expert",)
+    heads: tuple[str, ...] = ("tensor",)
+    kv_heads: tuple[str, ...] = ("tensor",)
+    vocab: tuple[str, ...] = ("tensor",)
+
+    def spec(self, axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh, name: str) -> PartitionSpec:
+        """The partition of the array `name`, whose dimensions have the logical names `axes` (None: whole).
+
+        Raises:
+            ValueError: a logical name is unknown, a dimension does not divide over its mesh axes, or two dimensions of
+                one array claim the same mesh axis.
+        """
+        if len(axes) != len(shape):
+            raise ValueError(f"{name} has shape {shape} and logical axes {axes}; there must be one name per dimension")
+        known = {field.name for field in fields(self)}
+        entries: list[tuple[str, ...] | None] = []
+        for axis, length in zip(axes, shape, strict=True):
+            if axis is not None and axis not in known:
+                raise ValueError(f"{name} has the logical axis {axis!r}; known are {sorted(known)}")
+            over = () if axis is None else tuple(a for a in getattr(self, axis) if mesh.shape[a] > 1)
+            parts = math.prod(mesh.shape[a] for a in over)
+            if length % parts:
+                sizes = {a: mesh.shape[a] for a in over}
+                raise ValueError(
+                    f"axis {axis!r} of {name} has length {length}; it must be a multiple of {parts} to divide over the "
+                    f"mesh axes {sizes}"
+                )
+            taken = {a for entry in entries if entry for a in entry}
+            if taken & set(over):
+                raise ValueError(
+                    f"{name} with logical axes {axes} would be split over {sorted(taken & set(over))} twice"
+                )
+            entries.append(over or None)
+        return PartitionSpec(*entries)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A mesh and the rules to use it."""
+
+    mesh: Mesh
+    rules: MeshRules = MeshRules()
+
+    def shardings(self, state: nnx.State) -> nnx.State:
+        """The sharding of every array in a (possibly abstract) state, by the logical axes that its variables carry."""
+
+        def sharding(path: tuple, variable: nnx.Variable) -> nnx.Variable:
+            shape, axes = variable.get_value().shape, variable.get_metadata().get("axes")
+            axes = (None,) * len(shape) if axes is None else axes
+            name = ".".join(str(getattr(key, "key", key)) for key in path)
+            return variable.replace(NamedSharding(self.mesh, self.rules.spec(axes, shape, self.mesh, name)))
+
+        return jax.tree_util.tree_map_with_path(sharding, state, is_leaf=lambda node: isinstance(node, nnx.Variable))
+
+    def batch(self, length: int, dimensions: int, name: str = "batch_size") -> NamedSharding:
+        """The sharding of an array whose first dimension is a batch of `length`."""
+        axes, shape = ("batch", *[None] * (dimensions - 1)), (length, *[1] * (dimensions - 1))
+        return NamedSharding(self.mesh, self.rules.spec(axes, shape, self.mesh, name))
+
+    def constrain(self, activations: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
+        """Keep activations split by batch, whatever the parameters that produced them were split by."""
+        sharding = self.batch(activations.shape[0], activations.ndim, "activations")
+        return jax.lax.with_sharding_constraint(activations, sharding)
