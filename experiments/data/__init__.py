@@ -1,0 +1,34 @@
+"""Text: sources, tokenizers, packing with document boundaries, and the Grain pipeline over them."""
+
+from .hugging_face import HuggingFace
+from .mixture import Mixture
+from .packing import Corpus, PackedWindows, Windows, encode_corpus, target_mask
+from .pipeline import HeldOut, held_out, training_batches
+from .source import Source, Split
+from .standard_library import StandardLibrary
+from .tensorflow_datasets import TensorFlowDatasets
+from .text_files import TextFiles
+from .tokenizers import Bytes, HuggingFaceTokenizer, SentencePiece, Tokenizer, check_vocabulary
+
+__all__ = [
+    "Bytes",
+    "Corpus",
+    "HeldOut",
+    "HuggingFace",
+    "HuggingFaceTokenizer",
+    "Mixture",
+    "PackedWindows",
+    "SentencePiece",
+    "Source",
+    "Split",
+    "StandardLibrary",
+    "TensorFlowDatasets",
+    "TextFiles",
+    "Tokenizer",
+    "Windows",
+    "check_vocabulary",
+    "encode_corpus",
+    "held_out",
+    "target_mask",
+    "training_batches",
+]

@@ -1,0 +1,208 @@
+"""The pipeline: source -> tokenizer -> packed windows -> shuffle -> this process's rows of each batch -> prefetch.
+
+Grain carries it, so its position is a few numbers that `grain.checkpoint.CheckpointSave(iterator)` writes beside the
+model. The sequence of global batches depends on the source, tokenizer, sizes and seed, and not on the number of
+processes: rows are dealt out after packing and shuffling.
+"""
+
+import math
+from typing import NamedTuple
+
+import grain
+import numpy as np
+
+from .mixture import Mixture
+from .packing import PackedWindows, Windows, encode_corpus, stack, target_mask
+from .source import Source
+from .streaming import StreamedWindows
+from .tokenizers import Tokenizer
+
+SHUFFLED_AT_ONCE = 512  # windows of a stream that are held and shuffled together
+
+
+class HeldOut(NamedTuple):
+    """Validation text, ready to score.
+
+    Bits per byte is the sum of the nats of all targets, divided by ln 2 and by `bytes`. The eos of a document is a
+    target; its bos is not, for no token of the same document precedes it. A tokenizer without bos leaves the first
+    token of each document unscored, which flatters the figure by about `documents / (tokens + documents)`.
+    """
+
+    batches: list[Windows]  # [B, S+1], the last filled up with rows of segment 0
+    bytes: int  # of the text in UTF-8
+    documents: int
+    tokens: int  # targets that count
+
+
+def training_batches(
+    source: Source,
+    tokenizer: Tokenizer,
+    *,
+    batch_size: int,
+    sequence_length: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    prefetch: int = 2,
+) -> grain.DatasetIterator[Windows]:
+    """Endless training batches; each round through a source has its own order.
+
+    Sources with random access are read and tokenized here, once, and kept in memory. A source that streams is read as
+    it goes, by every process whole, and shuffled within 512 windows.
+
+    Args:
+        source: the text.
+        tokenizer: what makes ids of it.
+        batch_size: B, rows of the global batch.
+        sequence_length: S; windows have S+1 tokens.
+        seed: of the order, 0 to 2**32 - 1.
+        process_index: which process this is.
+        process_count: of how many; each gets B / process_count rows, in order.
+        prefetch: batches made ahead in a thread; 0: none.
+
+    Returns:
+        An iterator of `Windows` with this process's rows, with `get_state` and `set_state`.
+
+    Raises:
+        ValueError: a number is outside its range, or the training split is empty or shorter than one window.
+    """
+    _check_sizes(batch_size, sequence_length)
+    _check_processes(batch_size, process_index, process_count)
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed={seed}: allowed are 0 to 2**32 - 1")
+    if prefetch < 0:
+        raise ValueError(f"prefetch={prefetch}: allowed are 0 and above")
+    seeds = np.random.SeedSequence(seed)
+    rows = batch_size // process_count
+    if source.streams:
+        stream = _streamed(source, tokenizer, sequence_length, seeds).batch(batch_size, batch_fn=stack)
+        mine = slice(process_index * rows, (process_index + 1) * rows)
+        batches = stream.map(lambda batch: Windows(*(column[mine] for column in batch)))
+        if prefetch:
+            batches = grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=prefetch)
+        return iter(batches)
+    windows = _ProcessRows(_shuffled(source, tokenizer, sequence_length, seeds), batch_size, process_index, rows)
+    threads = min(1, prefetch)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
+    return iter(windows.batch(rows, drop_remainder=True, batch_fn=stack).to_iter_dataset(options))
+
+
+def held_out(
+    source: Source, tokenizer: Tokenizer, *, batch_size: int, sequence_length: int, max_bytes: int | None = None
+) -> HeldOut:
+    """The validation split, or its beginning, always the same.
+
+    Args:
+        source: the text.
+        tokenizer: what makes ids of it.
+        batch_size: B.
+        sequence_length: S; windows have S+1 tokens.
+        max_bytes: takes the first documents whose text fits into so many bytes, one at least; None: all. Of a mixture,
+            each source's share of it goes by the weights.
+
+    Raises:
+        ValueError: a number is outside its range, or the validation split has nothing to predict.
+    """
+    _check_sizes(batch_size, sequence_length)
+    if max_bytes is not None and max_bytes < 1:
+        raise ValueError(f"max_bytes={max_bytes}: allowed are 1 and above, or None")
+    documents = _leading(source, max_bytes)
+    corpus = encode_corpus(documents, tokenizer)
+    windows = PackedWindows(corpus=corpus, sequence_length=sequence_length, keep_partial=True)
+    rows = [windows[i] for i in range(len(windows))]
+    tokens = sum(int(target_mask(row.segments).sum()) for row in rows)
+    if not tokens:
+        raise ValueError(
+            f"source={source}: its validation split has {len(documents)} documents with {corpus.tokens.size} tokens; "
+            "at least one document with two tokens is needed"
+        )
+    empty = Windows(*(np.zeros(sequence_length + 1, np.int32) for _ in Windows._fields))
+    rows += [empty] * (-len(rows) % batch_size)
+    batches = [stack(rows[i : i + batch_size]) for i in range(0, len(rows), batch_size)]
+    return HeldOut(batches, sum(len(document.encode()) for document in documents), len(documents), tokens)
+
+
+class _ProcessRows(grain.MapDataset):
+    """The rows of each global batch that belong to one process."""
+
+    def __init__(self, windows: grain.MapDataset, batch_size: int, process_index: int, rows: int):
+        super().__init__(windows)
+        self._batch_size = batch_size
+        self._first = process_index * rows
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._parent) // self._batch_size * self._rows
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return self.slice(index)
+        batch, row = divmod(index, self._rows)
+        return self._parent[batch * self._batch_size + self._first + row]
+
+
+def _shuffled(
+    source: Source, tokenizer: Tokenizer, sequence_length: int, seeds: np.random.SeedSequence
+) -> grain.MapDataset:
+    if isinstance(source, Mixture):
+        children = zip(source.sources, seeds.spawn(len(source.sources)), strict=True)
+        parts = [_shuffled(child, tokenizer, sequence_length, seed) for child, seed in children]
+        return grain.MapDataset.mix(parts, source.weights)
+    corpus = encode_corpus(source.documents("train"), tokenizer)
+    windows = PackedWindows(corpus=corpus, sequence_length=sequence_length)
+    if not len(windows):
+        raise ValueError(
+            f"source={source}: its training split has {corpus.starts.size} documents with {corpus.tokens.size} tokens; "
+            f"sequence_length={sequence_length} needs at least {sequence_length + 1}"
+        )
+    # Numbers are shuffled and windows made of them last: Grain measures the bytes of every element that a source gives.
+    return grain.MapDataset.range(len(windows)).shuffle(_number(seeds)).repeat().map(windows.__getitem__)
+
+
+def _streamed(
+    source: Source, tokenizer: Tokenizer, sequence_length: int, seeds: np.random.SeedSequence
+) -> grain.IterDataset:
+    if not source.streams:
+        in_this_thread = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+        return _shuffled(source, tokenizer, sequence_length, seeds).to_iter_dataset(in_this_thread)
+    if isinstance(source, Mixture):
+        children = zip(source.sources, seeds.spawn(len(source.sources)), strict=True)
+        parts = [_streamed(child, tokenizer, sequence_length, seed) for child, seed in children]
+        return grain.IterDataset.mix(parts, source.weights)
+    windows = StreamedWindows(source, tokenizer, sequence_length)
+    return grain.experimental.WindowShuffleIterDataset(windows, window_size=SHUFFLED_AT_ONCE, seed=_number(seeds))
+
+
+def _leading(source: Source, max_bytes: int | None) -> list[str]:
+    if isinstance(source, Mixture):
+        shares = [weight / sum(source.weights) for weight in source.weights]
+        limits = [None if max_bytes is None else math.floor(max_bytes * share) for share in shares]
+        parts = zip(source.sources, limits, strict=True)
+        return [document for child, limit in parts for document in _leading(child, limit)]
+    documents: list[str] = []
+    size = 0
+    for document in source.documents("validation"):
+        if not isinstance(document, str):
+            raise ValueError(f"document {len(documents)} is {document!r}; expected text")
+        size += len(document.encode())
+        if documents and max_bytes is not None and size > max_bytes:
+            break
+        documents.append(document)
+    return documents
+
+
+def _number(seeds: np.random.SeedSequence) -> int:
+    return int(seeds.generate_state(1, np.uint32)[0])
+
+
+def _check_sizes(batch_size: int, sequence_length: int) -> None:
+    for name, value in (("batch_size", batch_size), ("sequence_length", sequence_length)):
+        if value < 1:
+            raise ValueError(f"{name}={value}: allowed are 1 and above")
+
+
+def _check_processes(batch_size: int, process_index: int, process_count: int) -> None:
+    if process_count < 1 or batch_size % process_count:
+        raise ValueError(f"process_count={process_count}: expected a divisor of batch_size={batch_size}")
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index={process_index}: allowed are 0 to {process_count - 1}")
