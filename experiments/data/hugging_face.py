@@ -65,17 +65,21 @@ class HuggingFace(Source):
     def describe(self) -> dict[str, Any]:
         facts: dict[str, Any] = {"kind": "HuggingFace", "datasets": require("datasets").__version__}
         facts |= {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        facts["data_files"] = None if self.data_files is None else dict(self.data_files)
+        facts["data_files"] = self._files()
         if not self.streaming:
             loaded = self._load("train")
             facts |= {"documents": len(loaded), "fingerprint": loaded._fingerprint}
         return facts
 
+    def _files(self) -> dict[str, str | list[str]] | None:
+        if self.data_files is None:
+            return None
+        return {split: files if isinstance(files, str) else list(files) for split, files in self.data_files.items()}
+
     def _load(self, split: Split) -> Any:
         check_split(split)
         datasets = require("datasets")
         argument = "split" if split == "train" else "validation_split"
-        files = None if self.data_files is None else {k: _listed(v) for k, v in self.data_files.items()}
         asked = f"HuggingFace(path={self.path!r}, name={self.name!r}, {argument}={getattr(self, argument)!r})"
         try:
             loaded = datasets.load_dataset(
@@ -83,7 +87,7 @@ class HuggingFace(Source):
                 self.name,
                 split=getattr(self, argument),
                 streaming=self.streaming,
-                data_files=files,
+                data_files=self._files(),
                 revision=self.revision,
             )
         except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
@@ -92,7 +96,3 @@ class HuggingFace(Source):
         if columns is not None and self.column not in columns:
             raise ValueError(f"column={self.column!r}: {asked} has the columns {sorted(columns)}")
         return loaded
-
-
-def _listed(files: str | tuple[str, ...]) -> str | list[str]:
-    return files if isinstance(files, str) else list(files)

@@ -43,7 +43,7 @@ class Tokenizer(abc.ABC):
         """Ids (int32) of the text alone, without bos and eos."""
 
     @abc.abstractmethod
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[int] | Int[np.ndarray, "S"]) -> str:
         """Text of ids; bos and eos give no text."""
 
     def encode_many(self, texts: Sequence[str]) -> list[Int[np.ndarray, "S"]]:
@@ -80,7 +80,7 @@ class Bytes(Tokenizer):
     def encode(self, text: str) -> Int[np.ndarray, "S"]:
         return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[int] | Int[np.ndarray, "S"]) -> str:
         return bytes(i for i in map(int, ids) if i < 256).decode("utf-8", errors="replace")
 
 
@@ -132,7 +132,7 @@ class HuggingFaceTokenizer(Tokenizer):
         encodings = self._loaded.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[int] | Int[np.ndarray, "S"]) -> str:
         marks = {self.bos, self.eos}
         return self._loaded.decode([i for i in map(int, ids) if i not in marks], skip_special_tokens=False)
 
@@ -181,7 +181,7 @@ class SentencePiece(Tokenizer):
     def encode(self, text: str) -> Int[np.ndarray, "S"]:
         return np.array(self._loaded.encode(text), np.int32)
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[int] | Int[np.ndarray, "S"]) -> str:
         return self._loaded.decode([int(i) for i in ids])
 
 
