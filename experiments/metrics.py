@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 from .files import write_atomically
 
@@ -40,7 +40,7 @@ class Metrics:
         self._file = file.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(path / TENSORBOARD), purge_step=last + 1)
 
-    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+    def write(self, step: int, split: str, values: Mapping[str, SupportsFloat]) -> None:
         """Writes one line.
 
         Args:
