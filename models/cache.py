@@ -23,7 +23,7 @@ class LayerCache(NamedTuple):
         positions: Int[Array, "B S"],
         mask: Bool[Array, "B S"],
     ) -> "LayerCache":
-        """Write tokens at their positions; where `mask` is False the slot stays invalid. Positions past the end drop."""
+        """Write tokens at their positions, as invalid where `mask` is False. Positions past the end are dropped."""
         row = jnp.arange(keys.shape[0])[:, None]
         return LayerCache(
             self.keys.at[row, positions].set(keys.astype(self.keys.dtype), mode="drop"),

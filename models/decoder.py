@@ -44,7 +44,7 @@ class Decoder:
     norm_epsilon: float = 1e-5
     """Added to the mean square in every RMSNorm."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Dtype of activations and of the weights in use; parameters are kept in float32, norms, softmax and routing too."""
+    """Dtype of activations and of weights in use. Parameters, norms, softmax and routing stay in float32."""
     remat: bool = False
     """Recompute each layer's activations in the backward pass instead of keeping them."""
 

@@ -1,11 +1,12 @@
 """From logical axis names to a device mesh: the one place that knows how a model is spread.
 
-Parameters carry logical names (`batch, layers, embed, mlp, expert, heads, kv_heads, vocab`); `MeshRules` maps them to the
-mesh axes `data, fsdp, expert, tensor`. The model code is the same on one device and on a pod.
+Parameters carry logical names (`batch, layers, embed, mlp, expert, heads, kv_heads, vocab`); `MeshRules` maps them to
+the mesh axes `data, fsdp, expert, tensor`. The model code is the same on one device and on a pod.
 """
 
 import math
 from dataclasses import dataclass, fields
+from typing import Any
 
 import jax
 import numpy as np
@@ -41,8 +42,8 @@ class MeshShape:
         fixed = math.prod(size for size in sizes if size != -1)
         if len(devices) % fixed or (-1 not in sizes and len(devices) != fixed):
             raise ValueError(
-                f"mesh is {self}: its fixed axes take {fixed} devices; {len(devices)} are there, and the product of the "
-                "axes must equal that"
+                f"mesh is {self}: its fixed axes take {fixed} devices; {len(devices)} are there, and the product of "
+                "the axes must equal that"
             )
         sizes = [len(devices) // fixed if size == -1 else size for size in sizes]
         names = tuple(field.name for field in fields(self))
@@ -100,16 +101,27 @@ class Layout:
     mesh: Mesh
     rules: MeshRules = MeshRules()
 
-    def shardings(self, state: nnx.State) -> nnx.State:
-        """The sharding of every array in a (possibly abstract) state, by the logical axes that its variables carry."""
+    def shardings(self, tree: Any) -> Any:
+        """The sharding of every array in a tree of (possibly abstract) arrays.
 
-        def sharding(path: tuple, variable: nnx.Variable) -> nnx.Variable:
-            shape, axes = variable.get_value().shape, variable.get_metadata().get("axes")
-            axes = (None,) * len(shape) if axes is None else axes
-            name = ".".join(str(getattr(key, "key", key)) for key in path)
-            return variable.replace(NamedSharding(self.mesh, self.rules.spec(axes, shape, self.mesh, name)))
+        A variable's array is split by the logical axes that it carries, and so is an optimizer's array of the same
+        variable; everything else is whole on every device.
+        """
+        whole = NamedSharding(self.mesh, PartitionSpec())
 
-        return jax.tree_util.tree_map_with_path(sharding, state, is_leaf=lambda node: isinstance(node, nnx.Variable))
+        def sharding(path: tuple, leaf: Any) -> Any:
+            if not isinstance(leaf, nnx.Variable):
+                return whole
+            axes, name = leaf.get_metadata().get("axes"), ".".join(str(getattr(key, "key", key)) for key in path)
+
+            def of(array: Any) -> NamedSharding:
+                if axes is None or array.ndim == 0:
+                    return whole
+                return NamedSharding(self.mesh, self.rules.spec(axes, array.shape, self.mesh, name))
+
+            return leaf.replace(jax.tree.map(of, leaf.get_value()))
+
+        return jax.tree_util.tree_map_with_path(sharding, tree, is_leaf=lambda node: isinstance(node, nnx.Variable))
 
     def batch(self, length: int, dimensions: int, name: str = "batch_size") -> NamedSharding:
         """The sharding of an array whose first dimension is a batch of `length`."""

@@ -134,4 +134,5 @@ def _words(x: jax.Array) -> jax.Array:
 
 
 def _is_variable(leaf: Any) -> bool:
-    return isinstance(leaf, nnx.Variable)
+    # Optax masks parts of its state: a variable may hold an empty node instead of an array, and is then no leaf.
+    return isinstance(leaf, nnx.Variable) and hasattr(leaf.get_value(), "shape")

@@ -1,0 +1,238 @@
+"""The training loop: data in, checkpoints and metrics out, and back after a kill to the same bits."""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from rich.console import Console
+
+from ...models import Layout
+from ..data import HeldOut, check_vocabulary, held_out, training_batches
+from ..evaluation import bits_per_byte
+from ..experiment import FREE_FIELDS, Experiment
+from ..run_directory import Metrics, RunDirectory
+from .checkpoints import Checkpoints
+from .interruption import Interruption
+from .progress import TrainingProgress
+from .step import Trainer, TrainState, build_trainer, to_device
+
+METRIC = "bits_per_byte"
+PROFILED_STEPS = range(5, 10)
+"""Steps after the start that `profile` traces: late enough to be compiled."""
+
+
+class NonFinite(ArithmeticError):
+    """A loss or a gradient is not a finite number. The parameters were not touched."""
+
+
+class Result(NamedTuple):
+    """How a run ended."""
+
+    path: Path
+    step: int
+    """Steps done; fewer than asked for where the run was interrupted."""
+    bits_per_byte: float | None
+    """On held-out text after the last step; None where the run was interrupted."""
+    tokens_per_second: float
+    """Of the steps done now, without compilation, evaluation and saving."""
+    trainer: Trainer
+    state: TrainState
+
+
+def train(
+    experiment: Experiment,
+    path: Path,
+    *,
+    recipe: Path | None = None,
+    init_from: Path | None = None,
+    profile: bool = False,
+    console: Console | None = None,
+) -> Result:
+    """Train an experiment in a run directory, or continue the run that is there.
+
+    Args:
+        experiment: what to train.
+        path: the run's directory; new, empty, or of this very experiment.
+        recipe: the recipe file that built the experiment, kept with the run.
+        init_from: another run's directory, whose best parameters are the first of this one.
+        profile: trace a few steps into `profile/` in the run's directory.
+        console: where to print.
+
+    Raises:
+        ValueError: something does not fit, before anything is written.
+        NonFinite: the loss or a gradient is not finite.
+        DamagedCheckpoint, FailedSave: see `checkpoints.py`.
+    """
+    console = console or Console()
+    check_vocabulary(experiment.tokenizer, experiment.model.vocab)
+    layout = Layout(experiment.mesh.build(), experiment.rules)
+    layout.batch(experiment.batch_size // experiment.gradient_accumulation, 2)
+    trainer = build_trainer(
+        experiment.model,
+        experiment.optimizer,
+        layout,
+        steps=experiment.steps,
+        accumulation=experiment.gradient_accumulation,
+    )
+    sizes = {"batch_size": experiment.batch_size, "sequence_length": experiment.sequence_length}
+    batches = training_batches(
+        experiment.source,
+        experiment.tokenizer,
+        **sizes,
+        seed=experiment.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    validation = held_out(experiment.source, experiment.tokenizer, **sizes, max_bytes=experiment.evaluation_bytes)
+    initial = None if init_from is None else restored_parameters(init_from, trainer)
+    facts = {"source": experiment.source.describe(), "validation_bytes": validation.bytes}
+    directory = RunDirectory.open(path, experiment, recipe, facts, FREE_FIELDS)
+    with Checkpoints(
+        directory.checkpoints, keep_last=experiment.keep_last, keep_best=experiment.keep_best, metric=METRIC
+    ) as checkpoints:
+        if checkpoints.latest_step() is not None:
+            state, step = checkpoints.restore(trainer.abstract_state, batches)
+            resume_step = step
+        else:
+            state, step, resume_step = trainer.init(jnp.uint32(experiment.seed)), 0, None
+            state = state if initial is None else state._replace(params=initial)
+        first = jax.process_index() == 0
+        with contextlib.ExitStack() as stack:
+            metrics = stack.enter_context(Metrics(directory.path, resume_step)) if first else None
+            progress = stack.enter_context(
+                TrainingProgress(
+                    console,
+                    name=directory.path.name,
+                    step=step,
+                    steps=experiment.steps,
+                    tokens_per_step=math.prod(sizes.values()),
+                    quiet=not first,
+                )
+            )
+            if resume_step is not None:
+                progress.note(f"continuing {directory.path} at step {step}")
+            run = _Run(experiment, directory, trainer, validation, checkpoints, metrics, progress, profile)
+            return run.steps(state, step, batches)
+
+
+def restored_parameters(path: Path, trainer: Trainer) -> nnx.State:
+    """The parameters of another run's best checkpoint, or of its newest where none was measured."""
+    directory = RunDirectory.load(path)
+    with Checkpoints(directory.checkpoints, metric=METRIC, read_only=True) as checkpoints:
+        part, _ = checkpoints.restore_part({"params": trainer.abstract_state.params}, checkpoints.best_step())
+        return part["params"]
+
+
+class _Run(NamedTuple):
+    """Everything that a step of the loop touches besides the arrays."""
+
+    experiment: Experiment
+    directory: RunDirectory
+    trainer: Trainer
+    validation: HeldOut
+    checkpoints: Checkpoints
+    metrics: Metrics | None
+    progress: TrainingProgress
+    profile: bool
+
+    def steps(self, state: TrainState, step: int, batches: Any) -> Result:
+        """Run the steps that are left. The metrics of a step are read while the next one runs."""
+        start, total, measured, pending = step, self.experiment.steps, None, None
+        with Interruption() as interruption, self._tracing() as trace:
+            while step < total and interruption.requested is None:
+                trace(step - start)
+                state, outcome = self.trainer.step(state, to_device(next(batches), self.trainer.layout))
+                step += 1
+                self._check(pending)
+                pending = (step, outcome)
+                self.progress.stepped(step)
+                due = step == total
+                if due or step % self.experiment.evaluate_every == 0 or step % self.experiment.checkpoint_every == 0:
+                    pending = self._check(pending)
+                    measured = self._evaluate_and_save(state, step, batches)
+            self._check(pending)
+            if interruption.requested is not None and step < total:
+                self._save(state, step, batches, {})
+                self.checkpoints.wait()
+                name = interruption.requested.name
+                self.progress.note(f"{name}: saved step {step} of {total}; the same command continues from there")
+                return self._result(state, step, None)
+        return self._result(state, step, self._evaluate(state, step, log=False) if measured is None else measured)
+
+    def _check(self, pending: tuple[int, dict[str, Any]] | None) -> None:
+        """Stop at a non-finite step, log a finite one."""
+        if pending is None:
+            return
+        step, outcome = pending
+        every = self.experiment.log_every
+        if not bool(outcome["finite"]):
+            raise NonFinite(self._non_finite(step, outcome))
+        if step == 1 or step % every == 0:
+            figures = {
+                name: float(value) for name, value in outcome.items() if name not in ("finite", "gradient_norms")
+            }
+            self.progress.measured(step, figures["loss"])
+            if self.metrics is not None:
+                self.metrics.write(step, "train", figures | {"tokens_per_second": self.progress.tokens_per_second})
+
+    def _non_finite(self, step: int, outcome: dict[str, Any]) -> str:
+        norms = {name: float(norm) for name, norm in outcome["gradient_norms"].items()}
+        wrong = {name: norm for name, norm in norms.items() if not math.isfinite(norm)}
+        shown = ", ".join(f"{name} {norm}" for name, norm in list(wrong.items())[:5])
+        steps = self.checkpoints.all_steps()
+        return (
+            f"step {step}: loss {float(outcome['loss'])}, gradient norm {float(outcome['gradient_norm'])}; "
+            f"{len(wrong)} of {len(norms)} parameters have a gradient that is not finite: {shown or 'none'}. "
+            f"The step was not applied; the last good checkpoint is {steps[-1] if steps else 'none'} in "
+            f"{self.directory.checkpoints}"
+        )
+
+    def _evaluate_and_save(self, state: TrainState, step: int, batches: Any) -> float | None:
+        total, measured = self.experiment.steps, None
+        if step == total or step % self.experiment.evaluate_every == 0:
+            measured = self._evaluate(state, step)
+        if step == total or step % self.experiment.checkpoint_every == 0:
+            self._save(state, step, batches, {} if measured is None else {METRIC: measured})
+        self.progress.paused()
+        return measured
+
+    def _evaluate(self, state: TrainState, step: int, *, log: bool = True) -> float:
+        trainer = self.trainer
+        value = bits_per_byte(trainer.evaluate, state.params, state.variables, self.validation, trainer.layout)
+        self.progress.note(f"step {step}: {value:.4f} bits per byte on {self.validation.bytes:,} held-out bytes")
+        if log and self.metrics is not None:
+            self.metrics.write(step, "held_out", {METRIC: value})
+        return value
+
+    def _save(self, state: TrainState, step: int, batches: Any, metrics: dict[str, float]) -> None:
+        if self.checkpoints.latest_step() != step:
+            self.checkpoints.save(step, state, batches, metrics)
+
+    def _result(self, state: TrainState, step: int, measured: float | None) -> Result:
+        return Result(self.directory.path, step, measured, self.progress.tokens_per_second, self.trainer, state)
+
+    @contextlib.contextmanager
+    def _tracing(self) -> Iterator[Any]:
+        """Yield a function to call before each step; it starts and stops the trace."""
+        running = False
+
+        def trace(step: int) -> None:
+            nonlocal running
+            if self.profile and step == PROFILED_STEPS.start:
+                jax.profiler.start_trace(str(self.directory.path / "profile"))
+                running = True
+            elif running and step == PROFILED_STEPS.stop:
+                running = False
+                jax.profiler.stop_trace()
+
+        try:
+            yield trace
+        finally:
+            if running:
+                jax.profiler.stop_trace()

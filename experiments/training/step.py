@@ -1,0 +1,166 @@
+"""One training step: loss, gradients over micro-batches, update; jitted, donated, over arrays split once.
+
+Letters: B batch, S sequence.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from ...models import Decoder, DecoderLM, Layout, Output
+from ..data import Windows, target_mask
+from .optimizers import Optimizer
+
+
+class TrainState(NamedTuple):
+    """All that a run carries from step to step, besides the position in the data."""
+
+    params: nnx.State
+    variables: nnx.State
+    """What a module of the user's keeps beside parameters; the optimizer does not see it."""
+    optimizer: Any
+    step: Int[Array, ""]
+    """Steps done."""
+    seed: Int[Array, ""]
+    """Every random number of the run is drawn from (seed, step, layer)."""
+
+
+class Trainer(NamedTuple):
+    """Compiled functions of one experiment, and the shape of its state."""
+
+    graph: nnx.GraphDef
+    layout: Layout
+    abstract_state: TrainState
+    """ShapeDtypeStructs with shardings."""
+    init: Callable[[jax.Array], TrainState]
+    """The state of step 0 from a seed (uint32), born sharded."""
+    step: Callable[[TrainState, Windows], tuple[TrainState, dict[str, Any]]]
+    """Consumes the state and a batch, returns the next state and metrics. A step with a non-finite loss or gradient
+    changes nothing and reports `finite` False."""
+    evaluate: Callable[[nnx.State, nnx.State, Windows], tuple[Float[Array, ""], Int[Array, ""]]]
+    """Sum of the targets' negative log-likelihoods in nats, and their number."""
+
+
+def build_trainer(
+    model: Decoder, optimizer: Optimizer, layout: Layout, *, steps: int, accumulation: int = 1
+) -> Trainer:
+    """Split the model once and build the functions over its arrays.
+
+    Raises:
+        ValueError: an axis of a parameter does not divide over the mesh; it is named.
+    """
+    abstract_model = nnx.eval_shape(lambda: model.build(jax.random.key(0)))
+    graph, abstract_params, _ = nnx.split(abstract_model, nnx.Param, ...)
+    rule = optimizer.build(abstract_params, steps=steps)
+    learning_rate = optimizer.schedule.build(peak=optimizer.learning_rate, steps=steps)
+
+    def init(seed: Int[Array, ""]) -> TrainState:
+        _, params, variables = nnx.split(model.build(jax.random.key(seed)), nnx.Param, ...)
+        with jax.numpy_dtype_promotion("standard"):
+            return TrainState(params, variables, rule.init(params), jnp.zeros((), jnp.int32), seed)
+
+    def loss(params: nnx.State, variables: nnx.State, windows: Windows, key: jax.Array, targets: jax.Array):
+        output = _forward(nnx.merge(graph, params, variables), windows, layout, key=key, training=True)
+        task, auxiliary = _nats(output, windows) / targets, _router_metrics(output, accumulation)
+        return task + auxiliary["auxiliary_loss"], {"loss": task, **auxiliary}
+
+    def step(state: TrainState, windows: Windows) -> tuple[TrainState, dict[str, Any]]:
+        key = jax.random.fold_in(jax.random.key(state.seed), state.step)
+        targets = jnp.maximum(target_mask(windows.segments).sum(), 1).astype(jnp.float32)
+
+        def gradient(part: Windows, index: jax.Array) -> tuple[nnx.State, dict[str, jax.Array]]:
+            part_key = jax.random.fold_in(key, index)
+            return jax.grad(loss, has_aux=True)(state.params, state.variables, part, part_key, targets)
+
+        gradients, metrics = _sum_over_parts(gradient, windows, accumulation)
+        norms = _norms(gradients)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(jnp.stack(list(norms.values()))).all()
+        with jax.numpy_dtype_promotion("standard"):
+            updates, optimizer_state = rule.update(gradients, state.optimizer, state.params)
+            params = optax.apply_updates(state.params, updates)
+            rate = learning_rate(state.step)
+        new = TrainState(params, state.variables, optimizer_state, state.step + 1, state.seed)
+        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
+        norm = jnp.sqrt(sum(jnp.square(value) for value in norms.values()))
+        return kept, metrics | {
+            "gradient_norm": norm,
+            "gradient_norms": norms,
+            "learning_rate": rate,
+            "finite": finite,
+        }
+
+    def evaluate(params: nnx.State, variables: nnx.State, windows: Windows) -> tuple[jax.Array, jax.Array]:
+        output = _forward(nnx.merge(graph, params, variables), windows, layout)
+        return _nats(output, windows), target_mask(windows.segments).sum()
+
+    seed = jax.ShapeDtypeStruct((), jnp.uint32)
+    shapes = jax.eval_shape(init, seed)
+    shardings = layout.shardings(shapes)
+    return Trainer(
+        graph=graph,
+        layout=layout,
+        abstract_state=jax.tree.map(
+            lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding), shapes, shardings
+        ),
+        init=jax.jit(init, out_shardings=shardings),
+        step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
+        evaluate=jax.jit(evaluate),
+    )
+
+
+def to_device(windows: Windows, layout: Layout) -> Windows:
+    """This process's rows of a global batch, split over the mesh."""
+    rows = windows.tokens.shape[0] * jax.process_count()
+    sharding = layout.batch(rows, 2)
+    return Windows(*(jax.make_array_from_process_local_data(sharding, np.asarray(array)) for array in windows))
+
+
+def _forward(model: DecoderLM, windows: Windows, layout: Layout, **options: Any) -> Output:
+    inputs = (array[:, :-1] for array in windows)
+    return model(*inputs, layout=layout, **options)
+
+
+def _nats(output: Output, windows: Windows) -> Float[Array, ""]:
+    """Sum of the negative log-likelihoods of the targets that count."""
+    nats = optax.softmax_cross_entropy_with_integer_labels(output.logits, windows.tokens[:, 1:])
+    return jnp.where(target_mask(windows.segments), nats, 0.0).sum()
+
+
+def _router_metrics(output: Output, accumulation: int) -> dict[str, jax.Array]:
+    """Losses summed over layers, as Switch Transformer does, statistics averaged over them; each a micro-batch's share."""
+    stats = [layer for layer in output.stats if layer is not None]
+    if not stats:
+        return {"auxiliary_loss": jnp.zeros(())}
+    mean = {"router_entropy": [s.entropy for s in stats], "max_violation": [s.max_violation for s in stats]}
+    for name in sorted({name for layer in stats for name in layer.losses}):
+        mean[name] = [layer.losses[name] for layer in stats if name in layer.losses]
+    metrics = {name: jnp.stack(values).mean() for name, values in mean.items()}
+    total = jnp.stack([layer.loss for layer in stats]).sum()
+    return jax.tree.map(lambda value: value / accumulation, metrics | {"auxiliary_loss": total})
+
+
+def _sum_over_parts(gradient: Callable, windows: Windows, parts: int) -> Any:
+    """Sum `gradient(part, index)` over `parts` micro-batches, one after another."""
+    if parts == 1:
+        return gradient(windows, 0)
+    split = jax.tree.map(lambda a: a.reshape(-1, parts, a.shape[1]).swapaxes(0, 1), windows)
+    indices = jnp.arange(parts)
+    shapes = jax.eval_shape(gradient, jax.tree.map(lambda a: a[0], split), indices[0])
+    zero = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+    return jax.lax.scan(lambda total, of: (jax.tree.map(jnp.add, total, gradient(*of)), None), zero, (split, indices))[
+        0
+    ]
+
+
+def _norms(gradients: nnx.State) -> dict[str, Float[Array, ""]]:
+    """The norm of each parameter's gradient, by its path."""
+    return {
+        ".".join(map(str, path)): jnp.linalg.norm(variable.get_value().astype(jnp.float32))
+        for path, variable in nnx.to_flat_state(gradients)
+    }
