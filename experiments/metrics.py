@@ -38,7 +38,10 @@ class Metrics:
         path.mkdir(parents=True, exist_ok=True)
         write_atomically(file, "".join(_as_line(line) for line in kept))
         self._file = file.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(path / TENSORBOARD), purge_step=last + 1)
+        # Two writers of one second and machine would overwrite each other's file: number the files.
+        number = len(list((path / TENSORBOARD).glob("*")))
+        board = str(path / TENSORBOARD)
+        self._board = SummaryWriter(board, purge_step=last + 1, filename_suffix=f".{number:04}")
 
     def write(self, step: int, split: str, values: Mapping[str, SupportsFloat]) -> None:
         """Writes one line.
