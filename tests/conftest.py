@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 # Set in the environment, before JAX is imported, so that the processes that tests start run under the same rules.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -45,6 +45,14 @@ getattr(module, name)(*arguments)
 def key() -> jax.Array:
     """A PRNG key, the same in every test."""
     return jax.random.key(0)
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Switch the type checks off: for tests of the package's own errors, which the checks would forestall."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

@@ -176,6 +176,11 @@ def test_the_suite_checks_the_types_that_annotations_name():
     assert type(caught.value).__module__.split(".")[0] in {"jaxtyping", "beartype"}
 
 
+def test_a_test_can_switch_the_type_checks_off(unchecked):
+    with pytest.raises(ValueError, match="vocab_size=0.5 cannot be counted"):
+        NGram.fit([np.array([0, 1])], vocab_size=0.5)
+
+
 def see_devices(expected: str) -> None:
     assert len(jax.devices()) == int(expected)
     assert jax.config.jax_numpy_dtype_promotion == "strict"
