@@ -4,12 +4,11 @@ A checkpoint is the state (every array by its name), the position in the data, a
 (names, shapes, dtypes, checksums: `fingerprint.py`), the checksum of the position, and the metrics.
 """
 
-import dataclasses
 import json
 import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn, SupportsFloat
 
@@ -18,11 +17,9 @@ import grain.checkpoint
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
 from . import fingerprint
-
-STATE, DATA, MANIFEST = "state", "data", "manifest"
+from .storage import DATA, MANIFEST, STATE, Keep, Position, open_manager
 
 
 class DamagedCheckpoint(RuntimeError):
@@ -64,7 +61,7 @@ class Checkpoints:
         if read_only and not self._is_remote() and not os.path.isdir(self.directory):
             raise ValueError(f"{self.directory}: no such directory; there is no checkpoint to read")
         self._read_only = read_only
-        self._keep = _Keep(keep_last=keep_last, keep_best=keep_best, metric=metric, metrics={})
+        self._keep = Keep(keep_last=keep_last, keep_best=keep_best, metric=metric, metrics={})
         self._saving: tuple[int, int] | None = None  # step and bytes of the save under way
         self._open()
 
@@ -100,7 +97,7 @@ class Checkpoints:
         needed = sum(s.data.nbytes for leaf in arrays.values() for s in leaf.addressable_shards if s.replica_id == 0)
         if _free_bytes(self.directory) < needed:
             self._fail(step, needed, "the disk is too full")
-        position = None if data_iterator is None else _Position(_to_text(data_iterator.get_state()))
+        position = None if data_iterator is None else Position(_to_text(data_iterator.get_state()))
         numbers = {name: float(value) for name, value in (metrics or {}).items()}
         manifest = {
             "step": step,
@@ -197,7 +194,7 @@ class Checkpoints:
             # Orbax would clean up too, but later and in the background; of a remote directory only it knows the marks.
             for leftover in Path(self.directory).glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(leftover)
-        self._manager = _manager(self.directory, self._keep, self._read_only, clean=self._is_remote())
+        self._manager = open_manager(self.directory, self._keep, self._read_only, clean=self._is_remote())
         self._keep.metrics.clear()
         for step in self._manager.all_steps():
             content = self._read_manifest(step)
@@ -225,7 +222,9 @@ class Checkpoints:
         if not fingerprint.is_sealed(manifest):
             self._damaged(step, "its manifest cannot be read")
         wanted = fingerprint.named_leaves(template)
-        _check_same_arrays(manifest["arrays"], fingerprint.describe(wanted), part, f"{self.directory}/{step}")
+        fingerprint.check_same_arrays(
+            manifest["arrays"], fingerprint.describe(wanted), part, f"{self.directory}/{step}"
+        )
         position = self._position_to_fill(step, manifest, data_iterator)
 
         abstract = {name: _with_sharding(fingerprint.as_data(leaf)) for name, leaf in wanted.items()}
@@ -242,7 +241,7 @@ class Checkpoints:
                 arrays[name] = jax.random.wrap_key_data(arrays[name], impl=kind)
         return fingerprint.with_leaves(template, arrays), step
 
-    def _read_arrays(self, step: int, abstract: dict[str, Any], position: "_Position | None") -> dict[str, jax.Array]:
+    def _read_arrays(self, step: int, abstract: dict[str, Any], position: Position | None) -> dict[str, jax.Array]:
         stored = {name: leaf for name, leaf in abstract.items() if math.prod(leaf.shape)}
         restore = ocp.args.PyTreeRestore(
             stored, restore_args=ocp.checkpoint_utils.construct_restore_args(stored), partial_restore=True
@@ -262,7 +261,7 @@ class Checkpoints:
 
     def _position_to_fill(
         self, step: int, manifest: dict[str, Any], data_iterator: grain.DatasetIterator | None
-    ) -> "_Position | None":
+    ) -> Position | None:
         if data_iterator is None:
             return None
         saved_by = len(manifest["positions"])
@@ -271,7 +270,7 @@ class Checkpoints:
                 f"{self.directory}/{step} holds the data position of {saved_by} processes, now there are "
                 f"{jax.process_count()}; restore it in {saved_by}, or pass no data_iterator"
             )
-        return _Position("")
+        return Position("")
 
     def _existing(self, step: int | None) -> int:
         steps = self.all_steps()
@@ -294,79 +293,6 @@ class Checkpoints:
     def _others(self, step: int) -> str:
         others = [other for other in self.all_steps() if other != step]
         return f"other steps to restore: {others}" if others else "there is no other step to restore"
-
-
-@dataclasses.dataclass(kw_only=True)
-class _Keep(PreservationPolicy):
-    """Which checkpoints stay: the newest and the best."""
-
-    keep_last: int
-    keep_best: int
-    metric: str
-    metrics: dict[int, dict[str, float]]
-
-    def ranked(self, steps: Sequence[int]) -> list[int]:
-        values = {step: self.metrics.get(step, {}).get(self.metric, math.nan) for step in steps}
-        return sorted((step for step in steps if not math.isnan(values[step])), key=lambda step: (values[step], step))
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
-        steps = sorted(checkpoint.step for checkpoint in checkpoints)
-        keep = {*steps[-self.keep_last :], *self.ranked(steps)[: self.keep_best]}
-        return [checkpoint.step in keep for checkpoint in checkpoints]
-
-
-class _Position:
-    """Stands in for a data iterator, so that its position can be checked before the iterator moves."""
-
-    def __init__(self, text: str):
-        self.text = text
-
-    def checksum(self) -> int:
-        return fingerprint.text_checksum(self.text)
-
-    def get_state(self) -> bytes:
-        return self.text.encode()
-
-    def set_state(self, state: bytes) -> None:
-        self.text = state.decode()
-
-    def start_prefetch(self) -> None:
-        """Grain calls it after a restore; there is nothing to fetch."""
-
-
-def _manager(directory: str, keep: _Keep, read_only: bool, clean: bool) -> ocp.CheckpointManager:
-    # Replica-parallel writing slices each array through a compiled function: seconds in the first save, on CPU.
-    arrays = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
-    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
-    state = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
-    data: Any = grain.checkpoint.CheckpointHandler()
-    manifest = ocp.JsonCheckpointHandler()
-    handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
-    handlers.add(STATE, ocp.args.PyTreeSave, state)
-    handlers.add(STATE, ocp.args.PyTreeRestore, state)
-    handlers.add(DATA, grain.checkpoint.CheckpointSave, data)
-    handlers.add(DATA, grain.checkpoint.CheckpointRestore, data)
-    handlers.add(MANIFEST, ocp.args.JsonSave, manifest)
-    handlers.add(MANIFEST, ocp.args.JsonRestore, manifest)
-    options = ocp.CheckpointManagerOptions(
-        preservation_policy=keep,
-        create=not read_only,
-        read_only=read_only,
-        cleanup_tmp_directories=clean and not read_only,
-    )
-    return ocp.CheckpointManager(directory, options=options, handler_registry=handlers)
-
-
-def _check_same_arrays(saved: dict[str, str], wanted: dict[str, str], part: bool, where: str) -> None:
-    problems = [f"{name} is not in the checkpoint" for name in wanted if name not in saved]
-    problems += [f"{name} is only in the checkpoint" for name in saved if name not in wanted and not part]
-    problems += [
-        f"{name} is {saved[name]} in the checkpoint, {wanted[name]} wanted"
-        for name in wanted
-        if name in saved and saved[name] != wanted[name]
-    ]
-    if problems:
-        raise ValueError(f"abstract_state does not match checkpoint {where}: {'; '.join(problems)}")
 
 
 def _with_sharding(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -53,6 +53,23 @@ def describe(leaves: Leaves) -> dict[str, str]:
     return {name: f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for name, leaf in leaves.items()}
 
 
+def check_same_arrays(saved: dict[str, str], wanted: dict[str, str], part: bool, where: str) -> None:
+    """Compares what a checkpoint holds with what is wanted of it, both from `describe`.
+
+    Raises:
+      ValueError: they differ; every missing, extra and differing array is listed. With `part`, none is extra.
+    """
+    problems = [f"{name} is not in the checkpoint" for name in wanted if name not in saved]
+    problems += [f"{name} is only in the checkpoint" for name in saved if name not in wanted and not part]
+    problems += [
+        f"{name} is {saved[name]} in the checkpoint, {wanted[name]} wanted"
+        for name in wanted
+        if name in saved and saved[name] != wanted[name]
+    ]
+    if problems:
+        raise ValueError(f"abstract_state does not match checkpoint {where}: {'; '.join(problems)}")
+
+
 def as_data(leaf: Any) -> Any:
     """The array that is stored for a leaf: the leaf itself, or the raw data of a PRNG key array."""
     if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
