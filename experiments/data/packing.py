@@ -73,7 +73,7 @@ def encode_corpus(documents: Iterable[str], tokenizer: Tokenizer) -> Corpus:
     return Corpus(tokens, np.cumsum([0, *lengths])[:-1])
 
 
-def encode_checked(numbered: list[tuple[int, str]], tokenizer: Tokenizer) -> list[Int[np.ndarray, "S"]]:
+def encode_checked(numbered: list[tuple[int, Any]], tokenizer: Tokenizer) -> list[Int[np.ndarray, "S"]]:
     """Tokenizes numbered documents; refuses what is no text and ids outside the vocabulary."""
     for number, document in numbered:
         if not isinstance(document, str):
@@ -109,7 +109,7 @@ def lay_out(tokens: np.ndarray, starts: np.ndarray, length: int) -> Windows:
 
 def stack(windows: Iterable[Windows]) -> Windows:
     """Windows [S+1] to one bundle [B, S+1]."""
-    return Windows(*(np.stack(column) for column in zip(*windows, strict=True)))
+    return Windows(*(np.array(column) for column in zip(*windows, strict=True)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,5 +136,5 @@ class PackedWindows:
             raise IndexError(f"window {index}: there are {len(self)}")
         begin = index * self.sequence_length
         tokens = self.corpus.tokens[begin : begin + self.sequence_length + 1]
-        first, last = np.searchsorted(self.corpus.starts, [begin + 1, begin + tokens.size])
+        first, last = self.corpus.starts.searchsorted((begin + 1, begin + tokens.size))
         return lay_out(tokens, self.corpus.starts[first:last] - begin, self.sequence_length + 1)

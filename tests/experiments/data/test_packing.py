@@ -97,4 +97,4 @@ def test_id_outside_the_vocabulary_names_document_id_and_range():
 
 def test_document_that_is_no_text_is_refused():
     with pytest.raises(ValueError, match="document 1 is None; expected text"):
-        encode_corpus(iter(["a", None]), Bytes())  # pyright: ignore[reportArgumentType]
+        encode_corpus((text for text in ["a", None]), Bytes())  # pyright: ignore[reportArgumentType]
