@@ -3,7 +3,7 @@
 from .attention import Attention
 from .cache import Cache, LayerCache
 from .decoder import Decoder, DecoderLM, Output, with_layers
-from .ffn import Dense, EveryNth, FirstLayers, LayerPattern
+from .ffn import Dense, EveryNth, FirstLayers
 from .sharding import Layout, MeshRules, MeshShape
 
 __all__ = [
@@ -15,7 +15,6 @@ __all__ = [
     "EveryNth",
     "FirstLayers",
     "LayerCache",
-    "LayerPattern",
     "Layout",
     "MeshRules",
     "MeshShape",

@@ -16,10 +16,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from ..moe import FeedForward, MoEStats, Routing, RoutingContext, Tap, no_tap
+from ..moe import FeedForward, LayerPattern, MoEStats, Routing, RoutingContext, Tap, no_tap
 from .attention import Attention, causal_mask
 from .cache import Cache, LayerCache, empty_cache
-from .ffn import Dense, LayerPattern, feed_forwards
+from .ffn import Dense
 from .layers import Segment, build_segments, stack, unstack
 from .norm import RMSNorm
 from .sharding import Layout
@@ -37,7 +37,7 @@ class Decoder:
     """Number of layers L."""
     attention: Attention = Attention()
     """The attention of every layer."""
-    ffn: FeedForward | LayerPattern = Dense()
+    ffn: LayerPattern = Dense()
     """The feed-forward network of every layer, or a pattern that chooses one for each."""
     tied: bool = False
     """Use the embedding as the head."""
@@ -55,6 +55,11 @@ class Decoder:
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"Decoder.dtype is {self.dtype!r}; allowed are 'float32' and 'bfloat16'")
         self.attention.shape(self.width)
+
+    @property
+    def feed_forwards(self) -> tuple[FeedForward, ...]:
+        """The feed-forward network of each layer."""
+        return tuple(self.ffn.at(layer) for layer in range(self.layers))
 
     def build(self, key: jax.Array, *, stacked: bool = True) -> "DecoderLM":
         """Build the model with fresh parameters, stacked for training or unstacked for decoding and editing."""
@@ -116,9 +121,8 @@ class DecoderLM(nnx.Module):
         deviation = config.width**-0.5 if config.tied else 1.0
         self.config = config
         self.embedding = nnx.Param(deviation * jax.random.normal(embedding, shape), axes=("vocab", "embed"))
-        kinds = feed_forwards(config.ffn, config.layers)
         keys = jax.random.split(layers, config.layers)
-        segments = build_segments(kinds, keys, lambda ffn, key: Block(config, ffn, key), stacked=stacked)
+        segments = build_segments(config.feed_forwards, keys, lambda ffn, key: Block(config, ffn, key), stacked=stacked)
         self.segments = nnx.List(segments)
         self.final_norm = RMSNorm(config.width, epsilon=config.norm_epsilon)
         if not config.tied:
@@ -254,10 +258,9 @@ def run_segment(
 
 def with_layers(model: DecoderLM, *, stacked: bool) -> DecoderLM:
     """The same model with its layers stacked (training) or unstacked (decoding, editing). Arrays outside are shared."""
-    config = model.config
     segments = unstack(model.segments)
     if stacked:
-        segments = stack(segments, feed_forwards(config.ffn, config.layers))
+        segments = stack(segments, model.config.feed_forwards)
     graph, state = nnx.split(model)
     converted = nnx.merge(graph, state)
     converted.segments = nnx.List(segments)

@@ -3,7 +3,6 @@
 A mixture of experts is `dynamoe.moe.MoE`. Letters: D width, F hidden width.
 """
 
-import abc
 from dataclasses import dataclass
 
 import jax
@@ -48,16 +47,8 @@ class DenseLayer(nnx.Module):
         return jnp.dot(jax.nn.silu(jnp.dot(x, gate)) * jnp.dot(x, up), down), None
 
 
-class LayerPattern(abc.ABC):
-    """Chooses the feed-forward network of each layer."""
-
-    @abc.abstractmethod
-    def at(self, layer: int) -> FeedForward:
-        """The network of layer `layer`, counted from 0."""
-
-
 @dataclass(frozen=True, kw_only=True)
-class EveryNth(LayerPattern):
+class EveryNth:
     """`ffn` in every n-th layer (the last of each n, as in Switch and GShard), `otherwise` in the rest."""
 
     ffn: FeedForward
@@ -76,7 +67,7 @@ class EveryNth(LayerPattern):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FirstLayers(LayerPattern):
+class FirstLayers:
     """`first` in the first `count` layers, `ffn` after them (DeepSeek-V2 and V3)."""
 
     ffn: FeedForward
@@ -92,8 +83,3 @@ class FirstLayers(LayerPattern):
 
     def at(self, layer: int) -> FeedForward:
         return self.first if layer < self.count else self.ffn
-
-
-def feed_forwards(ffn: FeedForward | LayerPattern, layers: int) -> tuple[FeedForward, ...]:
-    """The network of each layer."""
-    return tuple(ffn.at(layer) if isinstance(ffn, LayerPattern) else ffn for layer in range(layers))

@@ -2,7 +2,7 @@
 
 from .dispatchers import DenseDispatcher, Dispatcher
 from .experts import Experts, SwiGLU
-from .feed_forward import FeedForward, Tap, no_tap
+from .feed_forward import FeedForward, LayerPattern, Tap, no_tap
 from .layer import MoE, MoELayer
 from .losses import BalanceLoss, RouterLoss
 from .routers import TopK
@@ -15,6 +15,7 @@ __all__ = [
     "Dispatcher",
     "Experts",
     "FeedForward",
+    "LayerPattern",
     "MoE",
     "MoELayer",
     "MoEStats",

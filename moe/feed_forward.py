@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 from jaxtyping import Array, Float
@@ -31,8 +31,21 @@ class FeedForwardModule(Protocol):
         ...
 
 
+@runtime_checkable
+class LayerPattern(Protocol):
+    """Chooses the feed-forward network of each layer of a model. A `FeedForward` chooses itself."""
+
+    def at(self, layer: int) -> "FeedForward":
+        """The network of layer `layer`, counted from 0."""
+        ...
+
+
 class FeedForward(abc.ABC):
     """Configuration of a feed-forward network."""
+
+    def at(self, layer: int) -> "FeedForward":
+        """The network of every layer, as a `LayerPattern`: this one."""
+        return self
 
     @property
     def active_fraction(self) -> float:

@@ -2,14 +2,13 @@
 
 import contextlib
 import math
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax import nnx
 from rich.console import Console
 
 from ...models import Layout
@@ -20,9 +19,9 @@ from ..run_directory import Metrics, RunDirectory
 from .checkpoints import Checkpoints
 from .interruption import Interruption
 from .progress import TrainingProgress
+from .restore import METRIC, restore_weights
 from .step import Trainer, TrainState, build_trainer, to_device
 
-METRIC = "bits_per_byte"
 PROFILED_STEPS = range(5, 10)
 """Steps after the start that `profile` traces: late enough to be compiled."""
 
@@ -37,12 +36,18 @@ class Result(NamedTuple):
     path: Path
     step: int
     """Steps done; fewer than asked for where the run was interrupted."""
-    bits_per_byte: float | None
-    """On held-out text after the last step; None where the run was interrupted."""
+    bits_per_byte: float
+    """On held-out text after the last step; NaN where the run was interrupted."""
     tokens_per_second: float
     """Of the steps done now, without compilation, evaluation and saving."""
     trainer: Trainer
     state: TrainState
+    interrupted: signal.Signals | None
+
+    @property
+    def exit_status(self) -> int:
+        """0 for a run that ended or that SIGTERM ended early as asked, 130 after Ctrl-C."""
+        return 130 if self.interrupted is signal.SIGINT else 0
 
 
 def train(
@@ -90,7 +95,7 @@ def train(
         process_count=jax.process_count(),
     )
     validation = held_out(experiment.source, experiment.tokenizer, **sizes, max_bytes=experiment.evaluation_bytes)
-    initial = None if init_from is None else restored_parameters(init_from, trainer)
+    initial = None if init_from is None else restore_weights(RunDirectory.load(init_from), trainer)[0]
     facts = {"source": experiment.source.describe(), "validation_bytes": validation.bytes}
     directory = RunDirectory.open(path, experiment, recipe, facts, FREE_FIELDS)
     with Checkpoints(
@@ -101,7 +106,7 @@ def train(
             resume_step = step
         else:
             state, step, resume_step = trainer.init(jnp.uint32(experiment.seed)), 0, None
-            state = state if initial is None else state._replace(params=initial)
+            state = state if initial is None else state._replace(**initial)
         first = jax.process_index() == 0
         with contextlib.ExitStack() as stack:
             metrics = stack.enter_context(Metrics(directory.path, resume_step)) if first else None
@@ -119,14 +124,6 @@ def train(
                 progress.note(f"continuing {directory.path} at step {step}")
             run = _Run(experiment, directory, trainer, validation, checkpoints, metrics, progress, profile)
             return run.steps(state, step, batches)
-
-
-def restored_parameters(path: Path, trainer: Trainer) -> nnx.State:
-    """The parameters of another run's best checkpoint, or of its newest where none was measured."""
-    directory = RunDirectory.load(path)
-    with Checkpoints(directory.checkpoints, metric=METRIC, read_only=True) as checkpoints:
-        part, _ = checkpoints.restore_part({"params": trainer.abstract_state.params}, checkpoints.best_step())
-        return part["params"]
 
 
 class _Run(NamedTuple):
@@ -162,7 +159,7 @@ class _Run(NamedTuple):
                 self.checkpoints.wait()
                 name = interruption.requested.name
                 self.progress.note(f"{name}: saved step {step} of {total}; the same command continues from there")
-                return self._result(state, step, None)
+                return self._result(state, step, math.nan, interruption.requested)
         return self._result(state, step, self._evaluate(state, step, log=False) if measured is None else measured)
 
     def _check(self, pending: tuple[int, dict[str, Any]] | None) -> None:
@@ -214,8 +211,11 @@ class _Run(NamedTuple):
         if self.checkpoints.latest_step() != step:
             self.checkpoints.save(step, state, batches, metrics)
 
-    def _result(self, state: TrainState, step: int, measured: float | None) -> Result:
-        return Result(self.directory.path, step, measured, self.progress.tokens_per_second, self.trainer, state)
+    def _result(
+        self, state: TrainState, step: int, measured: float, interrupted: signal.Signals | None = None
+    ) -> Result:
+        speed = self.progress.tokens_per_second
+        return Result(self.directory.path, step, measured, speed, self.trainer, state, interrupted)
 
     @contextlib.contextmanager
     def _tracing(self) -> Iterator[Any]:

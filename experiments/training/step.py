@@ -133,7 +133,7 @@ def _nats(output: Output, windows: Windows) -> Float[Array, ""]:
 
 
 def _router_metrics(output: Output, accumulation: int) -> dict[str, jax.Array]:
-    """Losses summed over layers, as Switch Transformer does, statistics averaged over them; each a micro-batch's share."""
+    """Losses summed over layers, as Switch Transformer does, statistics averaged; each a micro-batch's share."""
     stats = [layer for layer in output.stats if layer is not None]
     if not stats:
         return {"auxiliary_loss": jnp.zeros(())}

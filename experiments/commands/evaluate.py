@@ -1,0 +1,53 @@
+"""`dynamoe evaluate`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from ..data import TextFiles, held_out
+from ..evaluation import bits_per_byte
+from ..training.restore import load_trained
+from .trained_run import find_run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Measure a run's bits per byte on held-out text, on one device.
+
+    Without arguments: the newest run in runs/ on its own validation split, whole (the default recipe is trained first
+    if there is none).
+    """
+
+    run_dir: Path | None = None
+    """The run's directory. None: the newest in runs/."""
+    checkpoint: int | None = None
+    """The checkpoint's step. None: the best."""
+    text: tuple[str, ...] = ()
+    """Text files or globs to measure on instead."""
+    max_bytes: int | None = None
+    """Read whole documents up to so many bytes. None: all."""
+    sequence_length: int | None = None
+    """Tokens per window; a token sees at most so many before it. None: as in training."""
+
+    def run(self, console: Console) -> int:
+        trained = load_trained(find_run(self.run_dir, console), self.checkpoint)
+        experiment, trainer = trained.experiment, trained.trainer
+        source = TextFiles(train=self.text, validation=self.text) if self.text else experiment.source
+        length = self.sequence_length or experiment.sequence_length
+        text = held_out(
+            source,
+            experiment.tokenizer,
+            batch_size=experiment.batch_size,
+            sequence_length=length,
+            max_bytes=self.max_bytes,
+        )
+        value = bits_per_byte(trainer.evaluate, trained.params, trained.variables, text, trainer.layout)
+        what = f"text {' '.join(self.text)}" if self.text else f"validation split of {source}"
+        console.print(
+            f"{value:.4f} bits per byte at step {trained.step}: {text.bytes:,} bytes in {text.documents:,} documents, "
+            f"{text.tokens:,} targets, {what}, "
+            f"tokenizer {experiment.tokenizer}, windows of {length} tokens that do not overlap",
+            highlight=False,
+        )
+        return 0

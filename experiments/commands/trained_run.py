@@ -1,0 +1,23 @@
+"""Which run a command reads: the one named, the newest, or the default recipe's, trained now."""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from ..recipes import standard_library
+from ..run_directory import newest_run
+from ..training.loop import train
+
+RUNS = Path("runs")
+
+
+def find_run(path: Path | None, console: Console) -> Path:
+    """The given directory, else the newest run in runs/, else that of the default recipe, which it trains first."""
+    if path is not None:
+        return path
+    if not any(RUNS.glob("*/config.json")):
+        console.print("there is no run in runs/ yet: training the default recipe first (about 5 minutes on 2 cores)")
+        train(standard_library.recipe(), RUNS / "standard_library", console=console)
+    newest = newest_run(RUNS)
+    console.print(f"run {newest}", highlight=False)
+    return newest

@@ -1,0 +1,70 @@
+"""Parameters and active FLOPs per token of a decoder, by part.
+
+Active FLOPs are the matrix multiplications of one token's forward pass through everything that runs for it: attention,
+router, its share of the experts, head; not norms, softmax and other pointwise work, nor the embedding's look-up.
+A multiplication and an addition count as two. Attention scores count the whole sequence S, as the masked kernels run.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+from flax import nnx
+
+from .decoder import Decoder
+
+
+class Part(NamedTuple):
+    """Costs of one part of a model."""
+
+    name: str
+    parameters: int
+    active_parameters: float
+    """Of those, what runs for one token; not whole where experts per token are a mean."""
+    flops: float
+    """Per token, forward."""
+
+
+def count_parts(config: Decoder, sequence_length: int) -> list[Part]:
+    """Count a model's parts: embedding, attention, attention scores, router, experts, ffn, norms, head.
+
+    Args:
+        config: the model.
+        sequence_length: S, which attention scores depend on.
+
+    Returns:
+        The parts that the model has, in this order, then "total".
+    """
+    model = nnx.eval_shape(lambda: config.build(jax.random.key(0), stacked=False))
+    order = ("embedding", "attention", "attention scores", "router", "experts", "ffn", "norms", "head")
+    totals: dict[str, list[float]] = {name: [0, 0, 0] for name in order}
+    for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+        shape, axes = variable.get_value().shape, variable.get_metadata().get("axes") or ()
+        name = _part(path, axes)
+        size = math.prod(shape)
+        active = size * (config.feed_forwards[path[1]].active_fraction if "expert" in axes else 1.0)
+        entry = totals[name]
+        entry[0] += size
+        entry[1] += active
+        entry[2] += 2 * active if name not in ("embedding", "norms") else 0
+    heads, _, head_width = config.attention.shape(config.width)
+    totals["attention scores"][2] = 4 * config.layers * sequence_length * heads * head_width
+    if config.tied:
+        totals["head"][2] = 2 * config.vocab * config.width
+    parts = [Part(name, int(total), active, flops) for name, (total, active, flops) in totals.items() if total or flops]
+    sums = [sum(part[column] for part in parts) for column in (1, 2, 3)]
+    return [*parts, Part("total", *sums)]
+
+
+def _part(path: tuple, axes: tuple) -> str:
+    if path[0] == "embedding":
+        return "embedding"
+    if path[0] == "head_kernel":
+        return "head"
+    if path[-1] == "scale":
+        return "norms"
+    if "attention" in path:
+        return "attention"
+    if "router" in path:
+        return "router"
+    return "experts" if "expert" in axes else "ffn"
