@@ -6,7 +6,7 @@ A multiplication and an addition count as two. Attention scores count the whole 
 """
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 from flax import nnx
@@ -34,7 +34,12 @@ def count_parts(config: Decoder, sequence_length: int) -> list[Part]:
 
     Returns:
         The parts that the model has, in this order, then "total".
+
+    Raises:
+        ValueError: the sequence length is below 1.
     """
+    if sequence_length < 1:
+        raise ValueError(f"sequence_length is {sequence_length}; it must be at least 1 token")
     model = nnx.eval_shape(lambda: config.build(jax.random.key(0), stacked=False))
     order = ("embedding", "attention", "attention scores", "router", "experts", "ffn", "norms", "head")
     totals: dict[str, list[float]] = {name: [0, 0, 0] for name in order}
@@ -42,18 +47,25 @@ def count_parts(config: Decoder, sequence_length: int) -> list[Part]:
         shape, axes = variable.get_value().shape, variable.get_metadata().get("axes") or ()
         name = _part(path, axes)
         size = math.prod(shape)
-        active = size * (config.feed_forwards[path[1]].active_fraction if "expert" in axes else 1.0)
+        active = size * (config.feed_forwards[cast(int, path[1])].active_fraction if "expert" in axes else 1.0)
         entry = totals[name]
         entry[0] += size
         entry[1] += active
-        entry[2] += 2 * active if name not in ("embedding", "norms") else 0
+        # A vector, one per expert or one for all, is a bias or a scale: it takes part in no matrix multiplication.
+        matrix = len(shape) - ("expert" in axes) >= 2
+        entry[2] += 2 * active if matrix and name != "embedding" else 0
     heads, _, head_width = config.attention.shape(config.width)
     totals["attention scores"][2] = 4 * config.layers * sequence_length * heads * head_width
     if config.tied:
         totals["head"][2] = 2 * config.vocab * config.width
     parts = [Part(name, int(total), active, flops) for name, (total, active, flops) in totals.items() if total or flops]
-    sums = [sum(part[column] for part in parts) for column in (1, 2, 3)]
-    return [*parts, Part("total", *sums)]
+    total = Part(
+        "total",
+        sum(part.parameters for part in parts),
+        sum(part.active_parameters for part in parts),
+        sum(part.flops for part in parts),
+    )
+    return [*parts, total]
 
 
 def _part(path: tuple, axes: tuple) -> str:

@@ -9,7 +9,7 @@ Letters: B batch, S sequence, D width, V vocabulary, L layers, T = B * S tokens.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +54,8 @@ class Decoder:
                 raise ValueError(f"Decoder.{name} is {getattr(self, name)}; it must be at least 1")
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"Decoder.dtype is {self.dtype!r}; allowed are 'float32' and 'bfloat16'")
+        if not self.norm_epsilon >= 0:
+            raise ValueError(f"Decoder.norm_epsilon is {self.norm_epsilon}; it must be at least 0")
         self.attention.shape(self.width)
 
     @property
@@ -102,12 +104,17 @@ class Block(nnx.Module):
         return x + y, stats
 
     def decode(
-        self, x: Float[Array, "B S D"], positions: Int[Array, "B S"], mask: Bool[Array, "B S"], cache: LayerCache
+        self,
+        x: Float[Array, "B S D"],
+        positions: Int[Array, "B S"],
+        mask: Bool[Array, "B S"],
+        context: RoutingContext,
+        cache: LayerCache,
     ) -> tuple[Float[Array, "B S D"], LayerCache]:
         """The layer over new tokens and the cache of earlier ones."""
         y, cache = self.attention.decode(self.attention_norm(x), positions, mask, cache)
         x = x + y
-        y, _ = self.ffn(self.ffn_norm(x), RoutingContext(mask=mask.reshape(-1)))
+        y, _ = self.ffn(self.ffn_norm(x), context)
         return x + y, cache
 
 
@@ -131,7 +138,7 @@ class DecoderLM(nnx.Module):
 
     def embed(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S D"]:
         """Token embeddings in the compute dtype. A token outside the vocabulary becomes NaN, so that it shows."""
-        rows = self.embedding[...].at[tokens].get(mode="fill", fill_value=jnp.nan)
+        rows = self.embedding[...].at[tokens].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
         return rows.astype(self.config.dtype)
 
     def head(self, x: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
@@ -202,9 +209,11 @@ class DecoderLM(nnx.Module):
             )
         mask = jnp.ones(tokens.shape, bool) if mask is None else mask
         positions = cache.length[:, None] + jnp.arange(tokens.shape[1])[None]
+        context = RoutingContext(mask=mask.reshape(-1), token_ids=tokens.reshape(-1))
         x, layers = self.embed(tokens), []
         for segment, layer_cache in zip(self.segments, cache.layers, strict=True):
-            x, layer_cache = segment.unit.layers[0].decode(x, positions, mask, layer_cache)
+            block = cast(Block, segment.unit.layers[0])
+            x, layer_cache = block.decode(x, positions, mask, context, layer_cache)
             layers.append(layer_cache)
         return self.head(x), Cache(tuple(layers), cache.length + mask.sum(axis=1, dtype=jnp.int32))
 
@@ -258,10 +267,11 @@ def run_segment(
 
 def with_layers(model: DecoderLM, *, stacked: bool) -> DecoderLM:
     """The same model with its layers stacked (training) or unstacked (decoding, editing). Arrays outside are shared."""
-    segments = unstack(model.segments)
+    graph, state = nnx.split(model)
+    # A copy of the modules first, so that editing the result leaves the given model alone in every form.
+    converted = nnx.merge(graph, state)
+    segments = unstack(converted.segments)
     if stacked:
         segments = stack(segments, model.config.feed_forwards)
-    graph, state = nnx.split(model)
-    converted = nnx.merge(graph, state)
     converted.segments = nnx.List(segments)
     return converted

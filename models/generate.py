@@ -3,7 +3,9 @@
 Letters: B rows, S prompt length, V vocabulary.
 """
 
-from collections.abc import Iterator
+import functools
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import jax
@@ -26,8 +28,8 @@ class Sampling:
     """Draw among the k most likely tokens only; none: among all."""
 
     def __post_init__(self):
-        if not self.temperature >= 0:
-            raise ValueError(f"temperature is {self.temperature}; it must be at least 0")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature is {self.temperature}; it must be finite and at least 0")
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k is {self.top_k}; it must be at least 1, or none")
 
@@ -66,9 +68,23 @@ def generate(
         The next token of every row, int [B].
 
     Raises:
-        ValueError: an empty prompt, an id outside the vocabulary, or a number of tokens below 1.
+        ValueError: an empty prompt, an id outside the vocabulary, a number of tokens below 1, or a `vocab` that is not
+            within the model's; at the call, before the first token is asked for.
     """
-    _check(prompts, tokens, model.config.vocab)
+    limit = model.config.vocab if vocab is None else vocab
+    _check(prompts, tokens, stop, limit, model.config.vocab)
+    return _tokens(model, prompts, tokens, sampling, key, stop, limit)
+
+
+def _tokens(
+    model: DecoderLM,
+    prompts: list[list[int]],
+    tokens: int,
+    sampling: Sampling,
+    key: jax.Array,
+    stop: int | None,
+    limit: int,
+) -> Iterator[np.ndarray]:
     lengths = [len(prompt) for prompt in prompts]
     # Lengths are rounded up so that prompts of many lengths share a compiled function.
     width = -(-max(lengths) // 32) * 32
@@ -76,7 +92,23 @@ def generate(
     for row, prompt in enumerate(prompts):
         padded[row, : len(prompt)] = prompt
     graph, state = nnx.split(with_layers(model, stacked=False))
-    limit = model.config.vocab if vocab is None else vocab
+    prefill, step = _compiled(graph, sampling, limit)
+    mask = np.arange(width)[None] < np.array(lengths)[:, None]
+    cache = model.empty_cache(batch=len(prompts), slots=max(width, max(lengths) + tokens))
+    token, cache = prefill(state, padded, mask, cache, jax.random.fold_in(key, 0))
+    ended = np.zeros(len(prompts), bool)
+    for index in range(1, tokens + 1):
+        row = np.where(ended, stop, np.asarray(token)) if stop is not None else np.asarray(token)
+        yield row
+        ended |= row == stop if stop is not None else False
+        if ended.all() or index == tokens:
+            return
+        token, cache = step(state, token, cache, jax.random.fold_in(key, index))
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(graph: nnx.GraphDef, sampling: Sampling, limit: int) -> tuple[Callable, Callable]:
+    """Prefill and step of one model. Kept, so that a second call with the same shapes compiles nothing."""
 
     def draw(logits: jax.Array, key: jax.Array) -> jax.Array:
         allowed = jnp.arange(logits.shape[-1]) < limit
@@ -91,24 +123,17 @@ def generate(
         logits, cache = nnx.merge(graph, state).decode(token[:, None], cache)
         return draw(logits[:, 0], key), cache
 
-    mask = np.arange(width)[None] < np.array(lengths)[:, None]
-    cache = model.empty_cache(batch=len(prompts), slots=max(width, max(lengths) + tokens))
-    token, cache = jax.jit(prefill, donate_argnums=3)(state, padded, mask, cache, jax.random.fold_in(key, 0))
-    compiled = jax.jit(step, donate_argnums=2)
-    ended = np.zeros(len(prompts), bool)
-    for index in range(1, tokens + 1):
-        row = np.where(ended, stop, np.asarray(token)) if stop is not None else np.asarray(token)
-        yield row
-        ended |= row == stop if stop is not None else False
-        if ended.all() or index == tokens:
-            return
-        token, cache = compiled(state, token, cache, jax.random.fold_in(key, index))
+    return jax.jit(prefill, donate_argnums=3), jax.jit(step, donate_argnums=2)
 
 
-def _check(prompts: list[list[int]], tokens: int, vocab: int) -> None:
+def _check(prompts: list[list[int]], tokens: int, stop: int | None, limit: int, vocab: int) -> None:
     if tokens < 1:
         raise ValueError(f"tokens is {tokens}; it must be at least 1")
     if not prompts or not all(prompts):
         raise ValueError(f"prompts is {prompts}; there must be at least one, and each needs at least one token")
     if wrong := [token for prompt in prompts for token in prompt if not 0 <= token < vocab]:
         raise ValueError(f"prompts hold the token id {wrong[0]}; allowed are 0 to {vocab - 1}")
+    if not 1 <= limit <= vocab:
+        raise ValueError(f"vocab is {limit}; it must be at least 1 and at most the model's {vocab}")
+    if stop is not None and not 0 <= stop < vocab:
+        raise ValueError(f"stop is {stop}; allowed are 0 to {vocab - 1}, or None")

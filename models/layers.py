@@ -124,9 +124,10 @@ def _prepend_layers(axes: tuple) -> tuple:
 
 
 def _with_axes(state: nnx.State, change: Callable[[tuple], tuple]) -> nnx.State:
-    """Change the logical axes that the variables of a state carry, not their arrays."""
+    """Change the logical axes that the variables of a state carry, not their arrays; a variable may carry none."""
 
     def renamed(variable: nnx.Variable) -> nnx.Variable:
-        return variable.replace(variable.get_value(), axes=change(variable.get_metadata()["axes"]))
+        axes = variable.get_metadata().get("axes")
+        return variable if axes is None else variable.replace(variable.get_value(), axes=change(axes))
 
     return jax.tree.map(renamed, state, is_leaf=lambda node: isinstance(node, nnx.Variable))

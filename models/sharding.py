@@ -5,6 +5,7 @@ the mesh axes `data, fsdp, expert, tensor`. The model code is the same on one de
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -35,8 +36,8 @@ class MeshShape:
                 f"MeshShape is {sizes}; each axis must be at least 1, and at most one may be -1 (the rest)"
             )
 
-    def build(self, devices: list[jax.Device] | None = None) -> Mesh:
-        """A mesh of Auto axes over `devices` (default: all). Raises ValueError where their number does not fit."""
+    def build(self, devices: Sequence[Any] | None = None) -> Mesh:
+        """A mesh of Auto axes over `devices` (None: all). Raises ValueError where their number does not fit."""
         devices = jax.devices() if devices is None else devices
         sizes = [getattr(self, field.name) for field in fields(self)]
         fixed = math.prod(size for size in sizes if size != -1)
@@ -67,8 +68,8 @@ class MeshRules:
         """The partition of the array `name`, whose dimensions have the logical names `axes` (None: whole).
 
         Raises:
-            ValueError: a logical name is unknown, a dimension does not divide over its mesh axes, or two dimensions of
-                one array claim the same mesh axis.
+            ValueError: a logical name or a mesh axis is unknown, a dimension does not divide over its mesh axes, or one
+                array claims a mesh axis twice.
         """
         if len(axes) != len(shape):
             raise ValueError(f"{name} has shape {shape} and logical axes {axes}; there must be one name per dimension")
@@ -77,18 +78,24 @@ class MeshRules:
         for axis, length in zip(axes, shape, strict=True):
             if axis is not None and axis not in known:
                 raise ValueError(f"{name} has the logical axis {axis!r}; known are {sorted(known)}")
-            over = () if axis is None else tuple(a for a in getattr(self, axis) if mesh.shape[a] > 1)
+            rule = () if axis is None else getattr(self, axis)
+            if unknown := [a for a in rule if a not in mesh.shape]:
+                raise ValueError(
+                    f"MeshRules.{axis} names the mesh axis {unknown[0]!r}; the mesh has {list(mesh.axis_names)}"
+                )
+            over = tuple(a for a in rule if mesh.shape[a] > 1)
+            claims = [a for entry in entries if entry for a in entry] + list(over)
+            if twice := sorted({a for a in claims if claims.count(a) > 1}):
+                raise ValueError(
+                    f"{name} with logical axes {axes} would be split over {twice} twice; a mesh axis may split one "
+                    "dimension of an array once"
+                )
             parts = math.prod(mesh.shape[a] for a in over)
             if length % parts:
                 sizes = {a: mesh.shape[a] for a in over}
                 raise ValueError(
                     f"axis {axis!r} of {name} has length {length}; it must be a multiple of {parts} to divide over the "
                     f"mesh axes {sizes}"
-                )
-            taken = {a for entry in entries if entry for a in entry}
-            if taken & set(over):
-                raise ValueError(
-                    f"{name} with logical axes {axes} would be split over {sorted(taken & set(over))} twice"
                 )
             entries.append(over or None)
         return PartitionSpec(*entries)

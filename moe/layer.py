@@ -33,7 +33,7 @@ class MoE(FeedForward):
     dispatcher: Dispatcher = DenseDispatcher()
     """Carries tokens to experts and back."""
     losses: tuple[RouterLoss, ...] = (BalanceLoss(),)
-    """Auxiliary losses of the router."""
+    """Auxiliary losses of the router, each class at most once: metrics name them by it."""
 
     def __post_init__(self):
         if self.experts < 1:
@@ -43,6 +43,9 @@ class MoE(FeedForward):
                 f"MoE.router sends a token to {self.router.experts_per_token} experts; MoE.experts is {self.experts}: "
                 "it must be at least as many"
             )
+        names = [type(loss).__name__ for loss in self.losses]
+        if len(set(names)) < len(names):
+            raise ValueError(f"MoE.losses holds {names}; each class may stand there once")
 
     @property
     def active_fraction(self) -> float:
