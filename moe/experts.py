@@ -5,7 +5,7 @@ Letters: E experts, D width, F hidden width of an expert, C rows per expert, M r
 
 import abc
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 
+@runtime_checkable
 class ExpertsModule(Protocol):
     """Built experts: an `nnx.Module` over the rows of a dispatcher."""
 

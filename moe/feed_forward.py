@@ -18,6 +18,7 @@ def no_tap(path: str, activations: Float[Array, "..."], routing: Routing | None)
     """The tap of everyday: it looks at nothing."""
 
 
+@runtime_checkable
 class FeedForwardModule(Protocol):
     """A built feed-forward network: an `nnx.Module` from width to width."""
 

@@ -5,7 +5,7 @@ A assignments (token-expert pairs).
 """
 
 import abc
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 from jaxtyping import Array, Bool, Float, Int
@@ -43,6 +43,7 @@ NO_CONTEXT = RoutingContext()
 """All tokens are real, nothing else is known."""
 
 
+@runtime_checkable
 class RouterModule(Protocol):
     """A built router: an `nnx.Module` that maps tokens to assignments."""
 

@@ -5,13 +5,14 @@ y = dispatcher.combine(experts(dispatcher.dispatch(x, plan), plan.group_sizes), 
 """
 
 import abc
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Array, Float, Int
 
 from ..routing import Routing
 
 
+@runtime_checkable
 class Plan(Protocol):
     """What a dispatcher derives from a routing: arrays that `dispatch` and `combine` share."""
 

@@ -30,7 +30,7 @@ class TopK(Router):
 
     @property
     def experts_per_token(self) -> float:
-        return self.k
+        return float(self.k)
 
     def build(self, *, width: int, experts: int, key: jax.Array) -> "TopKRouter":
         if self.k > experts:

@@ -1,0 +1,267 @@
+"""The whole layer against a loop over tokens, its contract, and parts that a user brings along."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jaxtyping import Array, Int
+
+from dynamoe.moe import (
+    BalanceLoss,
+    Dispatcher,
+    Experts,
+    MoE,
+    Router,
+    RouterLoss,
+    Routing,
+    RoutingContext,
+    SwiGLU,
+    TopK,
+)
+from dynamoe.moe.routing import NO_CONTEXT, tokens_of
+
+B, S, D, F, E = 2, 5, 8, 12, 4
+MASK = np.arange(B * S) % 4 != 2
+
+
+# What a user may write: nothing below is known to the package.
+@dataclass(frozen=True, kw_only=True)
+class ByTokenId(Router):
+    """Sends token id i to expert i mod E."""
+
+    @property
+    def experts_per_token(self):
+        return 1.0
+
+    def build(self, *, width, experts, key):
+        return ByTokenIdRouter(experts)
+
+
+class ByTokenIdRouter(nnx.Module):
+    def __init__(self, experts):
+        self.gain = nnx.Param(jnp.ones(()))
+        self.experts = experts
+
+    def __call__(self, x, context):
+        chosen = context.token_ids % self.experts
+        real = jnp.ones(chosen.shape, bool) if context.mask is None else context.mask
+        probs = jax.nn.one_hot(chosen, self.experts)
+        expert = jnp.where(real, chosen, self.experts)
+        return Routing(expert, jnp.where(real, self.gain[...], 0.0), None, probs, probs), None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZLoss(RouterLoss):
+    """Mean squared logsumexp."""
+
+    coefficient: float = 0.5
+
+    def __call__(self, routing, mask):
+        squared = jnp.square(jax.nn.logsumexp(routing.logits, axis=-1))
+        return squared.mean() if mask is None else squared.mean(where=mask)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear(Experts):
+    """Expert e multiplies by e + 1."""
+
+    def build(self, *, experts, width, key):
+        return LinearExperts(experts, width)
+
+
+class LinearExperts(nnx.Module):
+    def __init__(self, experts, width):
+        scale = jnp.broadcast_to(jnp.arange(1.0, experts + 1)[:, None], (experts, width))
+        self.scale = nnx.Param(scale, axes=("expert", "embed"))
+
+    def __call__(self, rows, group_sizes):
+        return rows * self.scale[...][:, None]
+
+
+class SortedPlan(NamedTuple):
+    token: Int[Array, " A"]
+    weight: jax.Array
+    group_sizes: Int[Array, " E"]
+    tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sorted(Dispatcher):
+    """Assignments sorted by expert."""
+
+    def plan(self, routing):
+        order, tokens = jnp.argsort(routing.expert), routing.logits.shape[0]
+        sizes = jnp.zeros(routing.logits.shape[1], jnp.int32).at[routing.expert].add(1, mode="drop")
+        return SortedPlan(tokens_of(routing)[order], routing.weight[order], sizes, tokens)
+
+    def dispatch(self, x, plan):
+        return x[plan.token]
+
+    def combine(self, rows, plan):
+        weighted = rows * plan.weight.astype(rows.dtype)[:, None]
+        return jnp.zeros((plan.tokens, rows.shape[1]), rows.dtype).at[plan.token].add(weighted)
+
+
+CONFIGS = [
+    MoE(experts=E, router=TopK(k=2), expert=SwiGLU(hidden=F)),
+    MoE(experts=E, router=TopK(k=1, renormalize=False), expert=SwiGLU(hidden=F), dispatcher=Sorted()),
+    MoE(experts=E, router=TopK(k=E, renormalize=False), expert=SwiGLU(hidden=F), losses=()),
+]
+every_config = pytest.mark.parametrize("config", CONFIGS, ids=["top-2", "top-1 sorted", "top-E"])
+
+
+@pytest.fixture(scope="module")
+def x():
+    return jax.random.normal(jax.random.key(7), (B, S, D))
+
+
+@pytest.fixture(scope="module")
+def run():
+    """Layers by configuration, compiled once: run(config, x, mask) -> y, stats."""
+    compiled = {}
+
+    def call(config, x, mask=MASK):
+        if config not in compiled:
+            graph, state = nnx.split(config.build(width=D, key=jax.random.key(1)))
+
+            def forward(state, x, mask):
+                return nnx.merge(graph, state)(x, RoutingContext(mask=mask))
+
+            compiled[config] = jax.jit(forward), state
+        forward, state = compiled[config]
+        return forward(state, x, jnp.array(mask))
+
+    return call
+
+
+def loop(layer, x, mask):
+    """A mixture of experts as the papers write it: for each token, a softmax, the k best, a weighted sum; float64."""
+    config = layer.config
+    tokens = np.asarray(x, np.float64).reshape(-1, D)
+    kernel = np.asarray(layer.router.kernel[...], np.float64)
+    gate, up, down = (
+        np.asarray(w[...], np.float64) for w in (layer.experts.gate, layer.experts.up, layer.experts.down)
+    )
+    y = np.zeros_like(tokens)
+    for t, row in enumerate(tokens):
+        if not mask[t]:
+            continue
+        probs = np.exp(row @ kernel) / np.exp(row @ kernel).sum()
+        chosen = np.argsort(-probs)[: config.router.k]
+        total = probs[chosen].sum() if config.router.renormalize else 1.0
+        for e in chosen:
+            inner = row @ gate[e]
+            y[t] += probs[e] / total * ((inner / (1 + np.exp(-inner)) * (row @ up[e])) @ down[e])
+    return y.reshape(x.shape)
+
+
+@every_config
+def test_layer_equals_a_loop_over_tokens(config, x, run):
+    layer = config.build(width=D, key=jax.random.key(1))
+    np.testing.assert_allclose(run(config, x)[0], loop(layer, x, MASK), rtol=1e-4, atol=1e-5)
+
+
+def test_jit_equals_eager_and_a_call_leaves_the_layer_as_it_was(x, run):
+    layer = CONFIGS[0].build(width=D, key=jax.random.key(1))
+    before = jax.tree.map(np.asarray, nnx.state(layer))
+    (y, stats), (jitted, jitted_stats) = layer(x, RoutingContext(mask=jnp.array(MASK))), run(CONFIGS[0], x)
+    np.testing.assert_allclose(jitted, y, rtol=1e-4, atol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), jitted_stats, stats)
+    jax.tree.map(np.testing.assert_array_equal, before, nnx.state(layer))
+
+
+@every_config
+def test_padding_outputs_zero_and_what_it_holds_changes_nothing(config, x, run):
+    padding = jnp.array(~MASK).reshape(B, S, 1)
+    (y, stats), (other, other_stats) = run(config, x), run(config, jnp.where(padding, 50.0, x))
+    assert (np.asarray(y).reshape(-1, D)[~MASK] == 0).all()
+    np.testing.assert_array_equal(y, other)
+    jax.tree.map(np.testing.assert_array_equal, stats, other_stats)
+
+
+@every_config
+def test_permuted_tokens_give_permuted_outputs_and_equal_statistics(config, x, run):
+    order = np.random.default_rng(0).permutation(B * S)
+    y, stats = run(config, x)
+    permuted, permuted_stats = run(config, x.reshape(-1, D)[order].reshape(x.shape), MASK[order])
+    np.testing.assert_allclose(permuted.reshape(-1, D), y.reshape(-1, D)[order], rtol=1e-4, atol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), stats, permuted_stats)
+
+
+def test_batch_axes_do_not_matter(x):
+    layer = CONFIGS[0].build(width=D, key=jax.random.key(1))
+    flat, _ = layer(x.reshape(-1, D))
+    for shape in [(B, S, D), (B, 1, S, D)]:
+        np.testing.assert_allclose(layer(x.reshape(shape))[0], flat.reshape(shape), rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_reach_every_parameter_and_the_input(x):
+    graph, state = nnx.split(CONFIGS[0].build(width=D, key=jax.random.key(1)))
+
+    @jax.jit
+    def gradients(state, x):
+        def loss(state, x):
+            y, stats = nnx.merge(graph, state)(x, NO_CONTEXT)
+            return jnp.square(y).sum() + stats.loss
+
+        return jax.grad(loss, (0, 1))(state, x)
+
+    for leaf in jax.tree.leaves(gradients(state, x)):
+        assert np.isfinite(leaf).all() and np.abs(leaf).max() > 1e-4
+
+
+def test_bfloat16_layer_is_close_to_float32_and_measures_in_float32(x, run):
+    config = CONFIGS[2]  # all experts, so that rounding moves no token to another expert
+    (exact, _), (rough, stats) = run(config, x), run(config, x.astype(jnp.bfloat16))
+    assert rough.dtype == jnp.bfloat16 and stats.load.dtype == stats.entropy.dtype == jnp.float32
+    np.testing.assert_allclose(rough.astype(jnp.float32), exact, atol=0.03 * np.abs(exact).max())
+
+
+def test_sorted_rows_equal_dense_dispatch(x, run):
+    dense = MoE(experts=E, router=TopK(k=2), expert=SwiGLU(hidden=F))
+    rows = MoE(experts=E, router=TopK(k=2), expert=SwiGLU(hidden=F), dispatcher=Sorted())
+    np.testing.assert_allclose(run(rows, x)[0], run(dense, x)[0], rtol=1e-4, atol=1e-6)
+
+
+def test_tap_sees_the_input_and_the_routing_once(x):
+    seen = []
+    CONFIGS[0].build(width=D, key=jax.random.key(1))(x, tap=lambda *call: seen.append(call))
+    ((path, activations, routing),) = seen
+    assert path == "ffn" and activations is x
+    assert routing.expert.shape == (B * S * 2,) and routing.probs.shape == (B * S, E)
+
+
+def test_a_users_router_loss_and_experts_make_a_layer(x):
+    config = MoE(experts=E, router=ByTokenId(), expert=Linear(), losses=(BalanceLoss(), ZLoss()))
+    ids = jnp.arange(B * S, dtype=jnp.int32) % 7
+    y, stats = config.build(width=D, key=jax.random.key(1))(x, RoutingContext(mask=jnp.array(MASK), token_ids=ids))
+    # Token t goes to expert ids[t] mod E, which multiplies by that number plus one.
+    factor = np.where(MASK, np.asarray(ids) % E + 1, 0)
+    np.testing.assert_allclose(y.reshape(-1, D), np.asarray(x).reshape(-1, D) * factor[:, None], rtol=1e-6)
+    # Logits are one-hot: logsumexp is log(e + 3) everywhere.
+    np.testing.assert_allclose(stats.losses["ZLoss"], np.log(np.e + 3) ** 2, rtol=1e-5)
+    np.testing.assert_allclose(stats.loss, 0.01 * stats.losses["BalanceLoss"] + 0.5 * stats.losses["ZLoss"], rtol=1e-5)
+
+
+def test_active_fraction_is_experts_per_token_over_experts():
+    assert MoE(experts=8, router=TopK(k=2)).active_fraction == 0.25
+    assert MoE(experts=8, router=ByTokenId()).active_fraction == 0.125
+
+
+def test_fewer_than_one_expert_is_refused():
+    with pytest.raises(ValueError, match=r"MoE\.experts is 0; it must be at least 1"):
+        MoE(experts=0)
+
+
+def test_more_experts_per_token_than_experts_are_refused():
+    with pytest.raises(ValueError, match=r"sends a token to 3\.0 experts; MoE\.experts is 2: it must be at least"):
+        MoE(experts=2, router=TopK(k=3))
+
+
+def test_two_losses_of_one_class_are_refused():
+    with pytest.raises(ValueError, match=r"MoE\.losses holds \['BalanceLoss', 'BalanceLoss'\]; each class may"):
+        MoE(losses=(BalanceLoss(), BalanceLoss(coefficient=0.1)))

@@ -1,0 +1,84 @@
+"""Statistics of a layer, by hand and against float64."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dynamoe.moe import BalanceLoss, RouterLoss, Routing
+from dynamoe.moe.telemetry import moe_stats
+
+E = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZLoss(RouterLoss):
+    """A loss of a user's own."""
+
+    coefficient: float = 0.5
+
+    def __call__(self, routing, mask):
+        return jnp.square(jax.nn.logsumexp(routing.logits, axis=-1)).mean()
+
+
+def routing_of(expert, probs):
+    probs = jnp.array(probs, jnp.float32)
+    flat = jnp.array(expert, jnp.int32).reshape(-1)
+    return Routing(flat, jnp.ones(flat.shape), None, jnp.log(probs), probs)
+
+
+def test_statistics_by_hand():
+    # Three tokens with two experts each: experts 0, 1 | 0, 2 | 0, 1. Six assignments: load (3, 2, 1, 0) / 6.
+    # MaxVio: (3/6) / (1/4) - 1 = 1. Importance: column means. Entropy of (1/2, 1/2, 0, 0) is log 2, of a uniform row
+    # log 4, of a certain row 0: their mean is (log 2 + log 4 + 0) / 3 = log 2.
+    probs = [[0.5, 0.5, 0.0, 0.0], [0.25, 0.25, 0.25, 0.25], [1.0, 0.0, 0.0, 0.0]]
+    stats = moe_stats(routing_of([[0, 1], [0, 2], [0, 1]], probs), None, ())
+    np.testing.assert_allclose(stats.load, [0.5, 1 / 3, 1 / 6, 0.0], rtol=1e-6)
+    np.testing.assert_allclose(stats.max_violation, 1.0, rtol=1e-6)
+    np.testing.assert_allclose(stats.importance, [1.75 / 3, 0.25, 0.25 / 3, 0.25 / 3], rtol=1e-6)
+    np.testing.assert_allclose(stats.entropy, np.log(2), rtol=1e-6)
+    assert stats.losses == {} and stats.loss == 0
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_statistics_equal_float64(masked):
+    tokens, k = 10, 2
+    probs = jax.nn.softmax(jax.random.normal(jax.random.key(2), (tokens, E)))
+    mask = np.arange(tokens) % 3 != 1 if masked else np.ones(tokens, bool)
+    expert = np.where(mask[:, None], np.argsort(-np.asarray(probs), axis=1)[:, :k], E)
+    stats = moe_stats(routing_of(expert, probs), jnp.array(mask) if masked else None, ())
+
+    real = np.asarray(probs, np.float64)[mask]
+    load = np.bincount(expert[mask].ravel(), minlength=E) / (k * mask.sum())
+    np.testing.assert_allclose(stats.load, load, rtol=1e-6)
+    np.testing.assert_allclose(stats.load.sum(), 1.0, rtol=1e-6)
+    np.testing.assert_allclose(stats.importance, real.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(stats.entropy, -(real * np.log(real)).sum(axis=1).mean(), rtol=1e-5)
+    np.testing.assert_allclose(stats.max_violation, load.max() / load.mean() - 1, rtol=1e-5)
+
+
+def test_max_violation_is_zero_when_balanced_and_highest_when_one_expert_takes_all():
+    uniform = [[0.25] * 4] * 4
+    np.testing.assert_allclose(moe_stats(routing_of([0, 1, 2, 3], uniform), None, ()).max_violation, 0.0, atol=1e-6)
+    np.testing.assert_allclose(moe_stats(routing_of([2, 2, 2, 2], uniform), None, ()).max_violation, E - 1, rtol=1e-6)
+
+
+def test_entropy_of_a_certain_router_is_zero_with_a_finite_gradient():
+    def entropy(probs):
+        return moe_stats(Routing(jnp.zeros(2, jnp.int32), jnp.ones(2), None, probs, probs), None, ()).entropy
+
+    certain = jnp.array([[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]])
+    assert entropy(certain) == 0
+    assert np.isfinite(jax.grad(entropy)(certain)).all()
+
+
+def test_loss_is_the_sum_of_the_losses_times_their_coefficients():
+    routing = routing_of([0, 0], [[0.7, 0.1, 0.1, 0.1], [0.5, 0.3, 0.1, 0.1]])
+    stats = moe_stats(routing, None, (BalanceLoss(coefficient=0.25), ZLoss()))
+    # The balance loss is 4 * 0.6 = 2.4 (see test_losses.py); logsumexp(log p) = log 1 = 0.
+    np.testing.assert_allclose(stats.losses["BalanceLoss"], 2.4, rtol=1e-6)
+    np.testing.assert_allclose(stats.losses["ZLoss"], 0.0, atol=1e-6)
+    np.testing.assert_allclose(stats.loss, 0.25 * 2.4, rtol=1e-5)
+    assert list(stats.losses) == ["BalanceLoss", "ZLoss"]
