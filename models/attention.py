@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from .cache import LayerCache
+from .linear import linear
 from .norm import RMSNorm
 
 
@@ -73,8 +74,8 @@ class AttentionLayer(nnx.Module):
         self, x: Float[Array, "B S D"], positions: Int[Array, "B S"]
     ) -> tuple[Float[Array, "B S G P"], Float[Array, "B S G P"]]:
         """Keys, rotated, and values of x: all that later tokens need of it."""
-        keys = jnp.einsum("bsd,dgp->bsgp", x, self.key[...].astype(x.dtype))
-        values = jnp.einsum("bsd,dgp->bsgp", x, self.value[...].astype(x.dtype))
+        keys = linear(x, self.key[...])
+        values = linear(x, self.value[...])
         keys = keys if self.key_norm is None else self.key_norm(keys)
         return rotate(keys, positions, self.config.rope_theta), values
 
@@ -87,11 +88,11 @@ class AttentionLayer(nnx.Module):
         mask: Bool[Array, "B S N"],
     ) -> Float[Array, "B S D"]:
         """Let the queries of x see the keys where `mask` is True; softmax in float32."""
-        query = jnp.einsum("bsd,dhp->bshp", x, self.query[...].astype(x.dtype))
+        query = linear(x, self.query[...])
         query = query if self.query_norm is None else self.query_norm(query)
         query = rotate(query, positions, self.config.rope_theta)
         heads = jax.nn.dot_product_attention(query, keys, values, mask=mask[:, None])
-        return jnp.einsum("bshp,hpd->bsd", heads, self.output[...].astype(x.dtype))
+        return linear(heads, self.output[...], inputs=2)
 
     def __call__(
         self, x: Float[Array, "B S D"], positions: Int[Array, "B S"], mask: Bool[Array, "B S S"]

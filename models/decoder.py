@@ -21,6 +21,7 @@ from .attention import Attention, causal_mask
 from .cache import Cache, LayerCache, empty_cache
 from .ffn import Dense
 from .layers import Segment, build_segments, stack, unstack
+from .linear import linear
 from .norm import RMSNorm
 from .sharding import Layout
 
@@ -144,7 +145,7 @@ class DecoderLM(nnx.Module):
     def head(self, x: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
         """Logits of the next token, in float32."""
         kernel = self.embedding[...].T if self.config.tied else self.head_kernel[...]
-        return jnp.dot(self.final_norm(x), kernel.astype(x.dtype)).astype(jnp.float32)
+        return linear(self.final_norm(x), kernel).astype(jnp.float32)
 
     def __call__(
         self,

@@ -6,12 +6,12 @@ A mixture of experts is `dynamoe.moe.MoE`. Letters: D width, F hidden width.
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from ..moe.feed_forward import FeedForward, Tap, no_tap
 from ..moe.routing import NO_CONTEXT, RoutingContext
+from .linear import linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +43,8 @@ class DenseLayer(nnx.Module):
         self, x: Float[Array, "*batch D"], context: RoutingContext = NO_CONTEXT, tap: Tap = no_tap
     ) -> tuple[Float[Array, "*batch D"], None]:
         tap("ffn", x, None)
-        gate, up, down = (w[...].astype(x.dtype) for w in (self.gate, self.up, self.down))
-        return jnp.dot(jax.nn.silu(jnp.dot(x, gate)) * jnp.dot(x, up), down), None
+        hidden = jax.nn.silu(linear(x, self.gate[...])) * linear(x, self.up[...])
+        return linear(hidden, self.down[...]), None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,4 +17,5 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: Float[Array, "*batch W"]) -> Float[Array, "*batch W"]:
         wide = x.astype(jnp.float32)
         inverse = jax.lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + self.epsilon)
-        return (jnp.einsum("...w,w->...w", wide * inverse, self.scale[...].astype(jnp.float32))).astype(x.dtype)
+        scale = jnp.broadcast_to(self.scale[...].astype(jnp.float32), x.shape)
+        return (wide * inverse * scale).astype(x.dtype)

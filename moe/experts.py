@@ -18,7 +18,11 @@ class ExpertsModule(Protocol):
     """Built experts: an `nnx.Module` over the rows of a dispatcher."""
 
     def __call__(self, rows: Float[Array, "..."], group_sizes: Int[Array, " E"] | None) -> Float[Array, "..."]:
-        """Run each expert on its rows: equal batches [E, C, D] where `group_sizes` is None, else [M, D] sorted."""
+        """Run each expert on its rows, and return [E, C, D], or [M, D].
+
+        With `group_sizes` None they are equal batches [E, C, D], or one batch [1, C, D] that all experts share;
+        else they are sorted by expert, [M, D].
+        """
         ...
 
 
@@ -65,7 +69,21 @@ class SwiGLUExperts(nnx.Module):
 def expert_matmul(
     rows: Float[Array, "..."], weight: Float[Array, "E I O"], group_sizes: Int[Array, " E"] | None
 ) -> Float[Array, "..."]:
-    """Multiply each expert's rows by its own matrix: [E, C, I] -> [E, C, O], or sorted rows [M, I] -> [M, O]."""
-    if group_sizes is None:
+    """Multiply each expert's rows by its own matrix.
+
+    Args:
+        rows: equal batches [E, C, I]; or [1, C, I], a batch that all experts share; or rows sorted by expert [M, I].
+        weight: [E, I, O].
+        group_sizes: rows of each expert where they are sorted, else None.
+
+    Returns:
+        [E, C, O], or [M, O].
+    """
+    experts, inputs, outputs = weight.shape
+    if group_sizes is not None:
+        return jax.lax.ragged_dot(rows, weight, group_sizes)
+    if rows.shape[0] == experts:
         return jnp.einsum("eci,eio->eco", rows, weight)
-    return jax.lax.ragged_dot(rows, weight, group_sizes)
+    # One wide product: XLA on CPU sums the gradient of broadcast rows 4 times slower (experiments/LOG.md).
+    wide = rows[0] @ weight.swapaxes(0, 1).reshape(inputs, experts * outputs)
+    return wide.reshape(-1, experts, outputs).swapaxes(0, 1)

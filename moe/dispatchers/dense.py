@@ -29,8 +29,8 @@ class DenseDispatcher(Dispatcher):
         weight = jnp.zeros(routing.logits.shape, routing.weight.dtype)
         return DensePlan(weight.at[tokens_of(routing), routing.expert].add(routing.weight, mode="drop"))
 
-    def dispatch(self, x: Float[Array, "T D"], plan: DensePlan) -> Float[Array, "E T D"]:
-        return jnp.broadcast_to(x, (plan.weight.shape[1], *x.shape))
+    def dispatch(self, x: Float[Array, "T D"], plan: DensePlan) -> Float[Array, "1 T D"]:
+        return x[None]
 
     def combine(self, rows: Float[Array, "E T D"], plan: DensePlan) -> Float[Array, "T D"]:
         return jnp.einsum("etd,te->td", rows, plan.weight.astype(rows.dtype))

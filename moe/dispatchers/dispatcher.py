@@ -31,7 +31,7 @@ class Dispatcher(abc.ABC):
 
     @abc.abstractmethod
     def dispatch(self, x: Float[Array, "T D"], plan: Any) -> Float[Array, "..."]:
-        """Rows for the experts: [E, C, D] in equal batches, or [M, D] sorted by expert."""
+        """Rows for the experts: [E, C, D] or, shared by all, [1, C, D]; or [M, D] sorted by expert."""
 
     @abc.abstractmethod
     def combine(self, rows: Float[Array, "..."], plan: Any) -> Float[Array, "T D"]:
