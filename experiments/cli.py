@@ -29,29 +29,40 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(arguments: list[str]) -> int:
+    recipe = _recipe(arguments)
     command: Any = tyro.cli(
-        _commands(arguments),
+        _commands(recipe),
         prog="dynamoe",
         description="Mixture-of-experts and dynamic inference in JAX.",
         args=arguments,
         config=(tyro.conf.AvoidSubcommands, tyro.conf.OmitSubcommandPrefixes),
     )
+    if getattr(command, "recipe", None) != recipe:
+        raise ValueError(f"recipe is {command.recipe}; it must stand right after `train`, before the options")
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax logs what it also raises
     _keep_compiled_functions()
     return command.run(Console())
 
 
-def _commands(arguments: list[str]) -> Any:
-    """The commands as types for tyro; the defaults of `train` are those of the recipe that the arguments name."""
+def _recipe(arguments: list[str]) -> Path | None:
+    """The recipe file that the arguments name; it has to be known before they are parsed."""
+    named = arguments[:1] == ["train"] and arguments[1:] and not arguments[1].startswith("-")
+    return Path(arguments[1]) if named else None
+
+
+def _commands(recipe: Path | None) -> Any:
+    """The commands as types for tyro; the defaults of `train` are what the recipe builds."""
     from .commands.demo import Demo
     from .commands.evaluate import Evaluate
     from .commands.generate import Generate
     from .commands.train import Train
+    from .experiment import Experiment
     from .recipes import standard_library
-    from .serialization import load_recipe
+    from .serialization import call_recipe
 
-    recipe = next((argument for argument in arguments[1:] if argument.endswith(".py")), None)
-    experiment = standard_library.recipe() if recipe is None else load_recipe(Path(recipe)).recipe()
+    experiment = standard_library.recipe() if recipe is None else call_recipe(recipe)
+    if not isinstance(experiment, Experiment):
+        raise ValueError(f"recipe {recipe}: recipe() returned {experiment!r}; it must return an Experiment")
     return (
         Annotated[Train, tyro.conf.subcommand("train", default=Train(experiment=experiment))]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
@@ -64,6 +75,6 @@ def _keep_compiled_functions() -> None:
     """Compile once per machine: JAX's persistent cache, unless the user has placed it elsewhere."""
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
         jax.config.update("jax_compilation_cache_dir", str(home / "dynamoe" / "xla"))

@@ -102,11 +102,27 @@ def load_recipe(path: Path, folder: Path | None = None) -> types.ModuleType:
         sys.modules.pop(RECIPE)
         if previous is not None:
             sys.modules[RECIPE] = previous
-        line = _line_of(error, path)
-        raise ValueError(f"recipe {path}{line}: {type(error).__name__}: {error}") from error
+        raise _recipe_error(error, path) from error
     if not callable(getattr(module, RECIPE, None)):
         raise ValueError(f"recipe {path}: it defines no function recipe(); it must return the configuration")
     return module
+
+
+def call_recipe(path: Path) -> Any:
+    """Executes a recipe file and returns what its `recipe()` builds.
+
+    Raises:
+      ValueError: as `load_recipe`, or an exception in `recipe()` (named with its line).
+    """
+    module = load_recipe(path)
+    try:
+        return module.recipe()
+    except Exception as error:
+        raise _recipe_error(error, path.absolute()) from error
+
+
+def _recipe_error(error: Exception, path: Path) -> ValueError:
+    return ValueError(f"recipe {path}{_line_of(error, path)}: {type(error).__name__}: {error}")
 
 
 def _line_of(error: Exception, path: Path) -> str:

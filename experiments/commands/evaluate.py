@@ -33,8 +33,8 @@ class Evaluate:
     def run(self, console: Console) -> int:
         trained = load_trained(find_run(self.run_dir, console), self.checkpoint)
         experiment, trainer = trained.experiment, trained.trainer
-        source = TextFiles(train=self.text, validation=self.text) if self.text else experiment.source
-        length = self.sequence_length or experiment.sequence_length
+        source = TextFiles(train=(), validation=self.text) if self.text else experiment.source
+        length = experiment.sequence_length if self.sequence_length is None else self.sequence_length
         text = held_out(
             source,
             experiment.tokenizer,

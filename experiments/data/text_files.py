@@ -17,7 +17,7 @@ class TextFiles(Source):
     A single file gives its last twentieth: documents where `separator` finds several, else lines, else characters.
 
     Args:
-        train: paths or globs (`**` descends).
+        train: paths or globs (`**` descends); empty to measure on `validation` alone.
         validation: the same for the held-out text; empty to split `train`.
         separator: splits a file into documents, as "<|endoftext|>"; None: a file is one document.
     """
@@ -31,8 +31,8 @@ class TextFiles(Source):
             patterns = getattr(self, name)
             if isinstance(patterns, str) or not all(isinstance(pattern, str) and pattern for pattern in patterns):
                 raise ValueError(f"{name}={patterns!r}: expected a tuple of paths or globs")
-        if not self.train:
-            raise ValueError("train=(): expected at least one path or glob")
+        if not self.train and not self.validation:
+            raise ValueError("train=(): expected at least one path or glob, or validation alone to measure on")
         if self.separator == "":
             raise ValueError("separator='': expected None or text that stands between documents")
 

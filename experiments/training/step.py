@@ -83,7 +83,7 @@ def build_trainer(
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(jnp.stack(list(norms.values()))).all()
         with jax.numpy_dtype_promotion("standard"):
             updates, optimizer_state = rule.update(gradients, state.optimizer, state.params)
-            params = optax.apply_updates(state.params, updates)
+            params: Any = optax.apply_updates(state.params, updates)
             rate = learning_rate(state.step)
         new = TrainState(params, state.variables, optimizer_state, state.step + 1, state.seed)
         kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
@@ -122,7 +122,7 @@ def to_device(windows: Windows, layout: Layout) -> Windows:
 
 
 def _forward(model: DecoderLM, windows: Windows, layout: Layout, **options: Any) -> Output:
-    inputs = (array[:, :-1] for array in windows)
+    inputs: list[Any] = [array[:, :-1] for array in windows]
     return model(*inputs, layout=layout, **options)
 
 
