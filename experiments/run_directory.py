@@ -57,6 +57,7 @@ class RunDirectory:
         recipe_path: Path | None = None,
         facts: Mapping[str, Any] | None = None,
         free_fields: Sequence[str] = (),
+        fixed_facts: Sequence[str] = (),
     ) -> "RunDirectory":
         """Starts a run in a new or empty directory, or continues the run that is there.
 
@@ -69,10 +70,11 @@ class RunDirectory:
           facts: what else to remember in environment.json, such as the description of the data set.
           free_fields: fields such as `steps` or `data.workers` that may differ from the stored configuration; the new
             value is stored.
+          fixed_facts: facts that must be those of the run's first start, such as the hash of its text.
 
         Raises:
-          ValueError: the directory holds another configuration's run or something else, or the configuration cannot be
-            stored. Nothing was written.
+          ValueError: the directory holds another configuration's run or something else, a fixed fact has changed, or
+            the configuration cannot be stored. Nothing was written.
         """
         path = _local(path)
         data = to_json(config)
@@ -82,6 +84,8 @@ class RunDirectory:
 
         def on_disk() -> bool:
             continued = _check_can_hold(path, data, free_fields)
+            if continued:
+                _check_facts(path, entry, fixed_facts)
             _write_run(path, data, recipe_path, entry)
             return continued
 
@@ -164,6 +168,18 @@ def _check_can_hold(path: Path, data: dict[str, Any], free_fields: Sequence[str]
             "give another directory, or the same configuration"
         )
     return True
+
+
+def _check_facts(path: Path, entry: dict[str, Any], fixed_facts: Sequence[str]) -> None:
+    file = path / ENVIRONMENT
+    first = read_json(file)[0] if file.exists() else entry
+    changed = [name for name in fixed_facts if first.get(name) != entry.get(name)]
+    if changed:
+        lines = [f"{name} was {first.get(name)}, is now {entry.get(name)}" for name in changed]
+        raise ValueError(
+            f"run directory {path}: it cannot be continued exactly ({'; '.join(lines)}); give another directory, or "
+            "bring back what the run began with"
+        )
 
 
 def _is_free(field: str, free_fields: Sequence[str]) -> bool:

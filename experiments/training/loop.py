@@ -97,7 +97,7 @@ def train(
     validation = held_out(experiment.source, experiment.tokenizer, **sizes, max_bytes=experiment.evaluation_bytes)
     initial = None if init_from is None else restore_weights(RunDirectory.load(init_from), trainer)[0]
     facts = {"source": experiment.source.describe(), "validation_bytes": validation.bytes}
-    directory = RunDirectory.open(path, experiment, recipe, facts, FREE_FIELDS)
+    directory = RunDirectory.open(path, experiment, recipe, facts, FREE_FIELDS, fixed_facts=("source",))
     with Checkpoints(
         directory.checkpoints, keep_last=experiment.keep_last, keep_best=experiment.keep_best, metric=METRIC
     ) as checkpoints:

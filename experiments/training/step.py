@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt
 
 from ...models import Decoder, DecoderLM, Layout, Output
 from ..data import Windows, target_mask
@@ -27,7 +27,7 @@ class TrainState(NamedTuple):
     optimizer: Any
     step: Int[Array, ""]
     """Steps done."""
-    seed: Int[Array, ""]
+    seed: UInt[Array, ""]
     """Every random number of the run is drawn from (seed, step, layer)."""
 
 
@@ -60,7 +60,7 @@ def build_trainer(
     rule = optimizer.build(abstract_params, steps=steps)
     learning_rate = optimizer.schedule.build(peak=optimizer.learning_rate, steps=steps)
 
-    def init(seed: Int[Array, ""]) -> TrainState:
+    def init(seed: UInt[Array, ""]) -> TrainState:
         _, params, variables = nnx.split(model.build(jax.random.key(seed)), nnx.Param, ...)
         with jax.numpy_dtype_promotion("standard"):
             return TrainState(params, variables, rule.init(params), jnp.zeros((), jnp.int32), seed)

@@ -252,3 +252,17 @@ def test_a_runs_configuration_is_frozen(recipe: Path, tmp_path: Path) -> None:
     run = RunDirectory.open(tmp_path / "run", load_recipe(recipe).recipe())
     with pytest.raises(dataclasses.FrozenInstanceError):
         run.config = None  # type: ignore[misc]
+
+
+def test_run_whose_text_has_changed_is_not_continued(recipe: Path, tmp_path: Path) -> None:
+    config, run = load_recipe(recipe).recipe(), tmp_path / "run"
+
+    def start(text: str) -> RunDirectory:
+        return RunDirectory.open(run, config, recipe, {"source": {"sha256": text}}, fixed_facts=("source",))
+
+    start("a")
+    before = contents(run)
+    with pytest.raises(ValueError, match="source was .*'a'.* is now .*'b'"):
+        start("b")
+    assert contents(run) == before
+    assert start("a").continued
