@@ -1,0 +1,212 @@
+"""A tiny experiment, its recipe file with classes of the user's own, and the command line as a process."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from rich.console import Console
+
+from dynamoe.experiments.data import TextFiles
+from dynamoe.experiments.experiment import Experiment
+from dynamoe.experiments.training.optimizers import AdamW
+from dynamoe.models import Attention, Decoder, Dense
+from dynamoe.moe import MoE, SwiGLU, TopK
+
+TEXT = "\n\n".join(f"line {i}: {i * i} is the square of {i}" + " and more" * (i % 7) for i in range(200))
+
+TINY_MODEL = Decoder(
+    vocab=258, width=16, layers=2, attention=Attention(heads=2), ffn=MoE(experts=4, expert=SwiGLU(hidden=16))
+)
+
+RECIPE = '''
+"""A router of the user's own: the best of noisy logits, with a bias that no optimizer sees."""
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from dynamoe.experiments.data import TextFiles
+from dynamoe.experiments.experiment import Experiment
+from dynamoe.experiments.training.optimizers import Muon
+from dynamoe.models import Attention, Decoder
+from dynamoe.moe import MoE, Router, Routing, SwiGLU
+from flax import nnx
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noisy(Router):
+    noise: float = 1.0
+    """Deviation of the noise."""
+
+    @property
+    def experts_per_token(self):
+        return 1
+
+    def build(self, *, width, experts, key):
+        return NoisyRouter(self, width, experts, key)
+
+
+class Bias(nnx.Variable):
+    pass
+
+
+class NoisyRouter(nnx.Module):
+    def __init__(self, config, width, experts, key):
+        self.config = config
+        self.kernel = nnx.Param(jax.random.normal(key, (width, experts)) / width**0.5, axes=("embed", None))
+        self.bias = Bias(jnp.arange(experts, dtype=jnp.float32), axes=(None,))
+
+    def __call__(self, x, context):
+        logits = x.astype(jnp.float32) @ self.kernel[...] + self.bias[...][None]
+        if context.training:
+            logits = logits + self.config.noise * jax.random.normal(context.key, logits.shape)
+        probs = jax.nn.softmax(logits, axis=-1)
+        expert = probs.argmax(axis=-1).astype(jnp.int32)
+        weight = jnp.take_along_axis(probs, expert[:, None], axis=1)[:, 0]
+        return Routing(expert, weight, None, logits, probs), None
+
+
+def recipe():
+    return Experiment(
+        model=Decoder(
+            vocab=258,
+            width=16,
+            layers=2,
+            attention=Attention(heads=2),
+            ffn=MoE(experts=4, router=Noisy(), expert=SwiGLU(hidden=16)),
+        ),
+        source=TextFiles(train=(str(Path(__file__).parent / "text.txt"),), separator="\\n\\n"),
+        optimizer=Muon(learning_rate=1e-2),
+        steps=30,
+        batch_size=4,
+        sequence_length=16,
+        evaluate_every=10,
+        evaluation_bytes=None,
+        checkpoint_every=5,
+        log_every=1,
+    )
+'''
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compile_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Compile a function once for all tests and processes; the caller may keep the cache in a folder of their own."""
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(tmp_path_factory.mktemp("xla"))
+    # XLA's own caches write absolute paths into a cache entry's key.
+    settings: dict[str, Any] = {
+        "jax_compilation_cache_dir": folder,
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_enable_xla_caches": "none",
+    }
+    before = {name: jax.config.values[name] for name in settings}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            jax.config.update(name, value)
+            patch.setenv(name.upper(), str(value))
+        compilation_cache.reset_cache()  # an earlier test may have compiled without one
+        yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text file of two hundred documents of unequal length."""
+    file = tmp_path_factory.mktemp("text") / "text.txt"
+    file.write_text(TEXT)
+    return file
+
+
+@pytest.fixture(scope="session")
+def tiny(text: Path) -> Callable[..., Experiment]:
+    """`tiny(steps=3)`: an experiment of a width of 16, two layers and 6 steps; options change single values."""
+    base = Experiment(
+        model=TINY_MODEL,
+        source=TextFiles(train=(str(text),), separator="\n\n"),
+        optimizer=AdamW(learning_rate=1e-2),
+        steps=6,
+        batch_size=4,
+        sequence_length=16,
+        evaluate_every=3,
+        evaluation_bytes=None,
+        checkpoint_every=2,
+        log_every=1,
+    )
+    return lambda **options: dataclasses.replace(base, **options)
+
+
+@pytest.fixture(scope="session")
+def dense_model() -> Decoder:
+    return dataclasses.replace(TINY_MODEL, ffn=Dense(hidden=32))
+
+
+@pytest.fixture(scope="session")
+def unbalanced_model() -> Decoder:
+    """The mixture without a balance loss, whose mean over a micro-batch is not the one over the batch."""
+    return dataclasses.replace(TINY_MODEL, ffn=MoE(experts=4, router=TopK(k=2), expert=SwiGLU(hidden=16), losses=()))
+
+
+@pytest.fixture
+def quiet() -> Iterator[Console]:
+    """A console that nobody reads."""
+    with open(os.devnull, "w") as nowhere:
+        yield Console(file=nowhere)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A recipe file with a router of its own, beside its text; working directory and modules are as a process has."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setitem(sys.modules, "recipe", sys)  # so that whatever the test loads is taken away again
+    folder = tmp_path / "recipe"
+    folder.mkdir()
+    (folder / "text.txt").write_text(TEXT)
+    (folder / "mine.py").write_text(RECIPE)
+    monkeypatch.chdir(tmp_path)
+    return folder / "mine.py"
+
+
+@pytest.fixture(scope="session")
+def contents() -> Callable[[Path], dict[str, bytes]]:
+    """`contents(folder)`: every file in it."""
+    return lambda folder: {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """`start("train", "mine.py")`: the command in a process of its own; it ends with the test."""
+    children: list[subprocess.Popen[str]] = []
+
+    def popen(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", "from dynamoe.experiments.cli import main; main()", *map(str, arguments)]
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+        children.append(child)
+        return child
+
+    yield popen
+    for child in children:
+        child.kill()
+        child.communicate()
+
+
+@pytest.fixture
+def dynamoe(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """`dynamoe("train", "mine.py")`: the command in this process. Returns its status, output and errors."""
+    from dynamoe.experiments.cli import main
+
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit:
+            main([str(argument) for argument in arguments])
+        output = capsys.readouterr()
+        return exit.value.code or 0, output.out, output.err  # type: ignore
+
+    return call
