@@ -16,6 +16,7 @@ from ..data import HeldOut, check_vocabulary, held_out, training_batches
 from ..evaluation import bits_per_byte
 from ..experiment import FREE_FIELDS, Experiment
 from ..run_directory import Metrics, RunDirectory
+from ..tables import cost_table
 from .checkpoints import Checkpoints
 from .interruption import Interruption
 from .progress import TrainingProgress
@@ -120,6 +121,7 @@ def train(
                     quiet=not first,
                 )
             )
+            progress.note(cost_table(experiment.model, experiment.sequence_length))
             if resume_step is not None:
                 progress.note(f"continuing {directory.path} at step {step}")
             run = _Run(experiment, directory, trainer, validation, checkpoints, metrics, progress, profile)

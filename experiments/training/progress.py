@@ -2,7 +2,7 @@
 
 import time
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
@@ -59,7 +59,7 @@ class TrainingProgress:
             eta = f"  ETA {left:,.0f} s" if self._timed_steps else ""
             self.console.print(f"step {step}/{self._steps}  {figures}{eta}", highlight=False)
 
-    def note(self, text: str) -> None:
-        """A line above the bar."""
+    def note(self, text: RenderableType) -> None:
+        """A line or a table above the bar."""
         if not self.quiet:
             self._bar.console.print(text, highlight=False)
