@@ -148,7 +148,7 @@ def _router_metrics(output: Output, accumulation: int) -> dict[str, jax.Array]:
 def _sum_over_parts(gradient: Callable, windows: Windows, parts: int) -> Any:
     """Sum `gradient(part, index)` over `parts` micro-batches, one after another."""
     if parts == 1:
-        return gradient(windows, 0)
+        return gradient(windows, jnp.int32(0))
     split = jax.tree.map(lambda a: a.reshape(-1, parts, a.shape[1]).swapaxes(0, 1), windows)
     indices = jnp.arange(parts)
     shapes = jax.eval_shape(gradient, jax.tree.map(lambda a: a[0], split), indices[0])

@@ -17,7 +17,7 @@ from dynamoe.experiments.data import TextFiles
 from dynamoe.experiments.experiment import Experiment
 from dynamoe.experiments.training.optimizers import AdamW
 from dynamoe.models import Attention, Decoder, Dense
-from dynamoe.moe import MoE, SwiGLU, TopK
+from dynamoe.moe import MoE, SwiGLU
 
 TEXT = "\n\n".join(f"line {i}: {i * i} is the square of {i}" + " and more" * (i % 7) for i in range(200))
 
@@ -148,12 +148,6 @@ def dense_model() -> Decoder:
     return dataclasses.replace(TINY_MODEL, ffn=Dense(hidden=32))
 
 
-@pytest.fixture(scope="session")
-def unbalanced_model() -> Decoder:
-    """The mixture without a balance loss, whose mean over a micro-batch is not the one over the batch."""
-    return dataclasses.replace(TINY_MODEL, ffn=MoE(experts=4, router=TopK(k=2), expert=SwiGLU(hidden=16), losses=()))
-
-
 @pytest.fixture
 def quiet() -> Iterator[Console]:
     """A console that nobody reads."""
@@ -210,3 +204,9 @@ def dynamoe(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str,
         return exit.value.code or 0, output.out, output.err  # type: ignore
 
     return call
+
+
+@pytest.fixture(scope="session")
+def recipe_text() -> str:
+    """A recipe with a router of its own, which draws noise and keeps a variable."""
+    return RECIPE
