@@ -184,6 +184,7 @@ class _Run(NamedTuple):
         norms = {name: float(norm) for name, norm in outcome["gradient_norms"].items()}
         wrong = {name: norm for name, norm in norms.items() if not math.isfinite(norm)}
         shown = ", ".join(f"{name} {norm}" for name, norm in list(wrong.items())[:5])
+        self.checkpoints.wait()  # the save under way counts too
         steps = self.checkpoints.all_steps()
         return (
             f"step {step}: loss {float(outcome['loss'])}, gradient norm {float(outcome['gradient_norm'])}; "
@@ -210,6 +211,7 @@ class _Run(NamedTuple):
         return value
 
     def _save(self, state: TrainState, step: int, batches: Any, metrics: dict[str, float]) -> None:
+        self.checkpoints.wait()  # the save under way may be of this very step
         if self.checkpoints.latest_step() != step:
             self.checkpoints.save(step, state, batches, metrics)
 
