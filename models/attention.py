@@ -91,9 +91,7 @@ class AttentionLayer(nnx.Module):
         query = linear(x, self.query[...])
         query = query if self.query_norm is None else self.query_norm(query)
         query = rotate(query, positions, self.config.rope_theta)
-        # JAX's function mixes bfloat16 with float32 inside, which a caller's strict promotion would refuse.
-        with jax.numpy_dtype_promotion("standard"):
-            heads = jax.nn.dot_product_attention(query, keys, values, mask=mask[:, None])
+        heads = jax.nn.dot_product_attention(query, keys, values, mask=mask[:, None])
         return linear(heads, self.output[...], inputs=2)
 
     def __call__(

@@ -175,7 +175,7 @@ class DecoderLM(nnx.Module):
         mask = causal_mask(segments)
         flat = RoutingContext(mask=segments.reshape(-1) > 0, token_ids=tokens.reshape(-1), training=training)
 
-        def layer(block: Block, x: jax.Array, index: jax.Array) -> tuple[jax.Array, tuple[MoEStats | None, dict]]:
+        def layer(block: Block, x: jax.Array, index: jax.Array | int) -> tuple[jax.Array, tuple[MoEStats | None, dict]]:
             recorder = Recorder(tap)
             context = flat if key is None else flat._replace(key=jax.random.fold_in(key, index))
             x, stats = block(constrain(x), positions, mask, context, recorder)
@@ -268,9 +268,8 @@ def run_segment(
 
 def with_layers(model: DecoderLM, *, stacked: bool) -> DecoderLM:
     """The same model with its layers stacked (training) or unstacked (decoding, editing). Arrays outside are shared."""
-    graph, state = nnx.split(model)
-    # A copy of the modules first, so that editing the result leaves the given model alone in every form.
-    converted = nnx.merge(graph, state)
+    # A copy of the variables first, so that editing the result leaves the given model alone in every form.
+    converted = nnx.clone(model)
     segments = unstack(converted.segments)
     if stacked:
         segments = stack(segments, model.config.feed_forwards)

@@ -99,7 +99,10 @@ def test_attention_depends_on_distances_not_positions(x):
 
 def test_bfloat16_is_close_to_float32_and_parameters_stay_float32(x):
     layer = build(CONFIGS["grouped"])
-    exact, rough = run(layer, x), run(layer, x.astype(jnp.bfloat16))
+    exact = run(layer, x)
+    # JAX's own attention mixes bfloat16 with float32 inside.
+    with jax.numpy_dtype_promotion("standard"):
+        rough = run(layer, x.astype(jnp.bfloat16))
     assert rough.dtype == jnp.bfloat16 and layer.query[...].dtype == jnp.float32
     np.testing.assert_allclose(rough.astype(jnp.float32), exact, atol=0.03 * np.abs(exact).max())
 
