@@ -1,5 +1,6 @@
 """The command line, `dynamoe COMMAND --help`: tyro over the dataclasses in `commands/` and the recipe's own."""
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -39,9 +40,11 @@ def _run(arguments: list[str]) -> int:
     )
     if getattr(command, "recipe", None) != recipe:
         raise ValueError(f"recipe is {command.recipe}; it must stand right after `train`, before the options")
-    absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax logs what it also raises
+    if not os.environ.get(TRACEBACK):  # Orbax logs, with tracebacks, what it also raises
+        absl.logging.set_verbosity(absl.logging.FATAL)
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     _keep_compiled_functions()
-    return command.run(Console())
+    return command.run(Console(soft_wrap=True))  # a line stays one line in a file
 
 
 def _recipe(arguments: list[str]) -> Path | None:

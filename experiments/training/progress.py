@@ -57,9 +57,9 @@ class TrainingProgress:
         if not self.quiet and not self.console.is_terminal:
             left = (self._steps - step) * self._tokens_per_step / max(self.tokens_per_second, 1e-9)
             eta = f"  ETA {left:,.0f} s" if self._timed_steps else ""
-            self.console.print(f"step {step}/{self._steps}  {figures}{eta}", highlight=False)
+            self.console.print(f"step {step}/{self._steps}  {figures}{eta}", highlight=False, soft_wrap=True)
 
     def note(self, text: RenderableType) -> None:
         """A line or a table above the bar."""
         if not self.quiet:
-            self._bar.console.print(text, highlight=False)
+            self._bar.console.print(text, highlight=False, soft_wrap=isinstance(text, str))
