@@ -12,7 +12,18 @@ import pytest
 from flax import nnx
 
 from dynamoe.models import Attention, Decoder, Dense, EveryNth, FirstLayers, with_layers
-from dynamoe.moe import BalanceLoss, FeedForward, MoE, MoEStats, Router, Routing, SwiGLU, TopK
+from dynamoe.moe import (
+    BalanceLoss,
+    Experts,
+    FeedForward,
+    MoE,
+    MoEStats,
+    Router,
+    RouterLoss,
+    Routing,
+    SwiGLU,
+    TopK,
+)
 
 B, S, V = 2, 12, 24
 MOE = MoE(experts=4, router=TopK(k=2), expert=SwiGLU(hidden=8))
@@ -95,6 +106,7 @@ def assert_same_model(model, other):
 
 
 # The oracle.
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     "config",
     [
@@ -280,6 +292,7 @@ def decode(graph, state, tokens, cache, mask):
     return nnx.merge(graph, state).decode(tokens, cache, mask)
 
 
+@pytest.mark.smoke
 def test_decoding_prompts_of_two_lengths_equals_the_full_forward():
     model = built(PATTERNS["first dense"], stacked=False)
     whole = logits(model, segments=np.ones_like(SEGMENTS), positions=np.broadcast_to(np.arange(S), (B, S)))
@@ -373,6 +386,29 @@ class ByTokenIdRouter(nnx.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
+class OffBy(RouterLoss):
+    """The share of probability that expert 0 lacks."""
+
+    coefficient: float = 3.0
+
+    def __call__(self, routing, mask):
+        return 1 - routing.probs[:, 0].mean(where=mask)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doubling(Experts):
+    """Expert e doubles its rows e times."""
+
+    def build(self, *, experts, width, key):
+        return DoublingExperts()
+
+
+class DoublingExperts(nnx.Module):
+    def __call__(self, rows, group_sizes):
+        return rows * jnp.exp2(jnp.arange(rows.shape[0], dtype=rows.dtype))[:, None, None]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scale(FeedForward):
     """Multiplies by a vector that carries no logical axes, and reports noise drawn from the layer's key."""
 
@@ -391,29 +427,37 @@ class ScaleLayer(nnx.Module):
         return x * jnp.broadcast_to(self.scale[...], x.shape), stats
 
 
-def test_a_users_router_knows_token_ids_in_training_and_in_decoding():
+@functools.partial(jax.jit, static_argnums=0)
+def output_of(graph, state, tokens, key):
+    output = nnx.merge(graph, state)(tokens, key=key)
+    return output.logits, output.stats
+
+
+def test_a_users_router_loss_and_experts_work_in_training_and_in_decoding():
     config = dataclasses.replace(
-        BASE, ffn=MoE(experts=4, router=ByTokenId(), expert=SwiGLU(hidden=8), losses=(BalanceLoss(),))
+        BASE, ffn=MoE(experts=4, router=ByTokenId(), expert=Doubling(), losses=(BalanceLoss(), OffBy()))
     )
-    output = built(config)(jnp.asarray(TOKENS))
+    whole, statistics = output_of(*nnx.split(built(config)), TOKENS, None)
     share = np.bincount(TOKENS.ravel() % 4, minlength=4) / TOKENS.size
-    for stats in output.stats:
+    for stats in statistics:
         np.testing.assert_allclose(stats.load, share, rtol=1e-6)
+        # Probabilities are one-hot, so the balance loss is E times the sum of the squared shares.
+        np.testing.assert_allclose(stats.loss, 0.01 * 4 * (share**2).sum() + 3 * (1 - share[0]), rtol=1e-5)
     model = built(config, stacked=False)
     ours, _ = decode(*nnx.split(model), TOKENS, model.empty_cache(batch=B, slots=S), np.ones((B, S), bool))
-    np.testing.assert_allclose(ours, output.logits, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(ours, whole, rtol=1e-3, atol=1e-4)
 
 
 def test_a_users_network_works_in_both_forms_and_each_layer_draws_its_own_numbers():
     config = dataclasses.replace(BASE, layers=3, ffn=EveryNth(ffn=Scale(), otherwise=Scale()))
-    stacked, key = built(config), jax.random.key(9)
-    separate = with_layers(stacked, stacked=False)
-    here, there = (model(jnp.asarray(TOKENS), key=key) for model in (stacked, separate))
-    np.testing.assert_allclose(here.logits, there.logits, rtol=1e-4, atol=1e-5)
-    noise = [float(stats.entropy) for stats in here.stats]
-    assert noise == [float(stats.entropy) for stats in there.stats] and len(set(noise)) == 3
-    other = stacked(jnp.asarray(TOKENS), key=jax.random.key(10))
-    assert float(other.stats[0].entropy) != noise[0]
+
+    def run(stacked, seed):
+        whole, statistics = output_of(*nnx.split(built(config, stacked)), TOKENS, jax.random.key(seed))
+        return whole, [float(stats.entropy) for stats in statistics]
+
+    (here, noise), (there, same), (_, other) = run(True, 9), run(False, 9), run(True, 10)
+    np.testing.assert_allclose(here, there, rtol=1e-4, atol=1e-5)
+    assert noise == same and len(set(noise)) == 3 and noise[0] != other[0]
 
 
 @pytest.mark.parametrize(

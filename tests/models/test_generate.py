@@ -44,6 +44,7 @@ def greedy(model):
     return draw(model)
 
 
+@pytest.mark.smoke
 def test_greedy_equals_a_loop_over_full_forward_passes(model, greedy):
     graph, state = nnx.split(model)
     forward = jax.jit(lambda state, tokens: nnx.merge(graph, state)(tokens).logits)

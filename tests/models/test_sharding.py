@@ -124,5 +124,6 @@ def refused(call, message):
         call()
 
 
+@pytest.mark.smoke
 def test_a_model_is_born_sharded_with_the_logits_of_one_device(run_with_devices):
     run_with_devices(8, check_on_eight_devices)

@@ -159,6 +159,7 @@ def loop(layer, x, mask):
     return y.reshape(x.shape)
 
 
+@pytest.mark.smoke
 @every_config
 def test_layer_equals_a_loop_over_tokens(config, x, run):
     layer = config.build(width=D, key=jax.random.key(1))
@@ -199,6 +200,7 @@ def test_batch_axes_do_not_matter(x):
         np.testing.assert_allclose(layer(x.reshape(shape))[0], flat.reshape(shape), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.smoke
 def test_gradients_reach_every_parameter_and_the_input(x):
     graph, state = nnx.split(CONFIGS[0].build(width=D, key=jax.random.key(1)))
 
