@@ -148,6 +148,12 @@ def test_logits_gradients_statistics_and_taps_are_the_same_in_every_form(config,
     assert_close(jax.tree.leaves(nnx.state(as_model)), jax.tree.leaves(other_gradients), rtol=1e-3)
 
 
+def test_an_unrolled_scan_gives_the_same_logits():
+    config = PATTERNS["every second"]
+    unrolled = built(dataclasses.replace(config, unroll=2))
+    np.testing.assert_allclose(logits(unrolled), logits(built(config)), rtol=1e-4, atol=1e-5)
+
+
 @every_pattern
 def test_taps_and_statistics_name_every_layer(config):
     _, output = everything(*nnx.split(built(config)))
@@ -466,6 +472,7 @@ def test_a_users_network_works_in_both_forms_and_each_layer_draws_its_own_number
         ({"vocab": 0}, r"Decoder\.vocab is 0; it must be at least 1"),
         ({"width": 0}, r"Decoder\.width is 0; it must be at least 1"),
         ({"layers": 0}, r"Decoder\.layers is 0; it must be at least 1"),
+        ({"unroll": 0}, r"Decoder\.unroll is 0; it must be at least 1"),
         ({"width": 30}, r"width is 30; with Attention\.heads=4 .* it must be a multiple of 8"),
         ({"norm_epsilon": -1.0}, r"Decoder\.norm_epsilon is -1\.0; it must be at least 0"),
         ({"dtype": "float16"}, r"Decoder\.dtype is 'float16'; allowed are 'float32' and 'bfloat16'"),

@@ -69,6 +69,13 @@ def test_the_seed_alone_decides_what_is_drawn(model):
     assert (first != other).any()
 
 
+def test_every_step_and_row_draws_anew(model):
+    indifferent = nnx.clone(model)
+    indifferent.head_kernel[...] = jnp.zeros_like(indifferent.head_kernel[...])
+    drawn = draw(indifferent, sampling=WARM)
+    assert all(len(set(row[1:])) > 1 for row in drawn) and (drawn[0] != drawn[1]).any()
+
+
 def test_after_its_stop_a_row_yields_stop_and_all_stopped_ends(model, greedy):
     stop = int(greedy[0, 2])
     rows = draw(model, stop=stop)
