@@ -1,13 +1,14 @@
 """A tiny experiment, its recipe file with classes of the user's own, and the command line as a process."""
 
 import dataclasses
+import logging
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import absl.logging
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
@@ -175,24 +176,9 @@ def contents() -> Callable[[Path], dict[str, bytes]]:
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """`start("train", "mine.py")`: the command in a process of its own; it ends with the test."""
-    children: list[subprocess.Popen[str]] = []
-
-    def popen(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", "from dynamoe.experiments.cli import main; main()", *map(str, arguments)]
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
-        children.append(child)
-        return child
-
-    yield popen
-    for child in children:
-        child.kill()
-        child.communicate()
-
-
-@pytest.fixture
-def dynamoe(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+def dynamoe(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., tuple[int, str, str]]]:
     """`dynamoe("train", "mine.py")`: the command in this process. Returns its status, output and errors."""
     from dynamoe.experiments.cli import main
 
@@ -200,10 +186,14 @@ def dynamoe(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str,
         capsys.readouterr()
         with pytest.raises(SystemExit) as exit:
             main([str(argument) for argument in arguments])
-        output = capsys.readouterr()
-        return exit.value.code or 0, output.out, output.err  # type: ignore
+        assert isinstance(exit.value.code, int)
+        return exit.value.code, *capsys.readouterr()
 
-    return call
+    monkeypatch.setenv("COLUMNS", "200")
+    verbosity, level = absl.logging.get_verbosity(), logging.getLogger("asyncio").level
+    yield call
+    absl.logging.set_verbosity(verbosity)
+    logging.getLogger("asyncio").setLevel(level)
 
 
 @pytest.fixture(scope="session")
