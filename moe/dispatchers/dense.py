@@ -33,4 +33,8 @@ class DenseDispatcher(Dispatcher):
         return x[None]
 
     def combine(self, rows: Float[Array, "E T D"], plan: DensePlan) -> Float[Array, "T D"]:
+        tokens, experts = plan.weight.shape
+        if rows.shape[:2] != (experts, tokens):
+            # An einsum would broadcast the one batch that all experts share, had they returned it as it came.
+            raise ValueError(f"rows of the experts have shape {rows.shape}; they must begin with {(experts, tokens)}")
         return jnp.einsum("etd,te->td", rows, plan.weight.astype(rows.dtype))

@@ -163,6 +163,10 @@ def test_taps_and_statistics_name_every_layer(config):
         activations, routing = output.taps[f"layers.{layer}.ffn"]
         assert activations.shape == (B, S, 16)
         assert (routing is None) == (output.stats[layer] is None) == (ffn is DENSE)
+        if routing is not None:
+            router = built(config, stacked=False).segments[layer].unit.layers[0].ffn.router
+            expected = np.asarray(activations).reshape(-1, 16) @ np.asarray(router.kernel[...])
+            np.testing.assert_allclose(routing.logits, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_gradients_reach_every_parameter():
@@ -406,12 +410,15 @@ class Doubling(Experts):
     """Expert e doubles its rows e times."""
 
     def build(self, *, experts, width, key):
-        return DoublingExperts()
+        return DoublingExperts(experts)
 
 
 class DoublingExperts(nnx.Module):
+    def __init__(self, experts):
+        self.experts = experts
+
     def __call__(self, rows, group_sizes):
-        return rows * jnp.exp2(jnp.arange(rows.shape[0], dtype=rows.dtype))[:, None, None]
+        return jnp.exp2(jnp.arange(self.experts, dtype=rows.dtype))[:, None, None] * rows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -86,6 +86,12 @@ def test_the_dtype_of_the_activations_is_kept(dispatcher, x, experts):
     assert through(dispatcher, x.astype(jnp.bfloat16), routing(), experts).dtype == jnp.bfloat16
 
 
+def test_dense_refuses_rows_that_are_not_one_batch_per_expert(x):
+    dispatcher, plan = DenseDispatcher(), DenseDispatcher().plan(routing())
+    with pytest.raises(ValueError, match=r"rows of the experts have shape \(1, 5, 8\); they must begin with \(3, 5\)"):
+        dispatcher.combine(dispatcher.dispatch(x, plan), plan)
+
+
 def test_dense_plan_by_hand():
     plan = DenseDispatcher().plan(routing())
     # Row by row: the weights of EXPERT and WEIGHT at their experts, zero elsewhere.

@@ -53,6 +53,24 @@ def test_sorted_rows_equal_equal_batches_in_value_and_gradient(experts, key):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
+def test_one_shared_batch_equals_a_copy_of_it_for_each_expert(experts, key):
+    rows = jax.random.normal(key, (1, C, D))
+    graph, state = nnx.split(experts)
+
+    @jax.jit
+    def value_and_gradients(state, rows):
+        def loss(state, rows):
+            y = nnx.merge(graph, state)(rows, None)
+            return jnp.square(y).sum(), y
+
+        return jax.grad(loss, has_aux=True)(state, rows)
+
+    (shared, y), (copied, expected) = value_and_gradients(state, rows), value_and_gradients(state, rows.repeat(E, 0))
+    assert y.shape == (E, C, D)
+    for one, other in zip(jax.tree.leaves((shared, y)), jax.tree.leaves((copied, expected)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("sizes", [[2, 0, 3, 1], [0, 0, 0, 0], [0, 6, 0, 0], [1, 1, 1, 1]])
 def test_uneven_groups_equal_a_loop_and_rows_past_them_are_zero(key, sizes):
     rows, weight = jax.random.normal(key, (6, D)), jax.random.normal(jax.random.fold_in(key, 1), (E, D, F))
