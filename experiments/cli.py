@@ -29,7 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(status)
 
 
-def _run(arguments: list[str]) -> int:
+def parse(arguments: list[str]) -> Any:
+    """The command that the arguments ask for. Leaves the process with status 2 where they are no command's.
+
+    Raises:
+        ValueError: the recipe cannot be used.
+    """
     recipe = _recipe(arguments)
     command: Any = tyro.cli(
         _commands(recipe),
@@ -40,6 +45,11 @@ def _run(arguments: list[str]) -> int:
     )
     if getattr(command, "recipe", None) != recipe:
         raise ValueError(f"recipe is {command.recipe}; it must stand right after `train`, before the options")
+    return command
+
+
+def _run(arguments: list[str]) -> int:
+    command = parse(arguments)
     if not os.environ.get(TRACEBACK):  # Orbax logs, with tracebacks, what it also raises
         absl.logging.set_verbosity(absl.logging.FATAL)
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)

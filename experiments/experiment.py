@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from ..models import Decoder, MeshRules, MeshShape
 from .data import Bytes, Source, StandardLibrary, Tokenizer
-from .training.optimizers import Muon, Optimizer
+from .optimizers import Muon, Optimizer
 
 FREE_FIELDS = ("mesh", "rules", "evaluate_every", "checkpoint_every", "log_every", "keep_last", "keep_best")
 """What may change when a run continues: the numbers it computes do not depend on these, up to float tolerance."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ..data import TextFiles, held_out
-from ..evaluation import bits_per_byte
+from ..training.evaluation import bits_per_byte
 from ..training.restore import load_trained
 from .trained_run import find_run
 

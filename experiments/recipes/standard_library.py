@@ -7,7 +7,7 @@ Command: dynamoe train
 from ...models import Attention, Decoder
 from ...moe import MoE, SwiGLU, TopK
 from ..experiment import Experiment
-from ..training.optimizers import Muon
+from ..optimizers import Muon
 
 
 def recipe() -> Experiment:

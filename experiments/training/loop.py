@@ -13,11 +13,11 @@ from rich.console import Console
 
 from ...models import Layout
 from ..data import HeldOut, check_vocabulary, held_out, training_batches
-from ..evaluation import bits_per_byte
 from ..experiment import FREE_FIELDS, Experiment
 from ..run_directory import Metrics, RunDirectory
 from ..tables import cost_table
 from .checkpoints import Checkpoints
+from .evaluation import bits_per_byte
 from .interruption import Interruption
 from .progress import TrainingProgress
 from .restore import METRIC, restore_weights

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, UInt
 
 from ...models import Decoder, DecoderLM, Layout, Output
 from ..data import Windows, target_mask
-from .optimizers import Optimizer
+from ..optimizers import Optimizer
 
 
 class TrainState(NamedTuple):

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from dynamoe.experiments.data import TextFiles
 from dynamoe.experiments.experiment import Experiment
-from dynamoe.experiments.training.optimizers import AdamW
+from dynamoe.experiments.optimizers import AdamW
 from dynamoe.models import Attention, Decoder, Dense
 from dynamoe.moe import MoE, SwiGLU
 
@@ -35,7 +35,7 @@ import jax
 import jax.numpy as jnp
 from dynamoe.experiments.data import TextFiles
 from dynamoe.experiments.experiment import Experiment
-from dynamoe.experiments.training.optimizers import Muon
+from dynamoe.experiments.optimizers import Muon
 from dynamoe.models import Attention, Decoder
 from dynamoe.moe import MoE, Router, Routing, SwiGLU
 from flax import nnx

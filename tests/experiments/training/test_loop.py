@@ -22,10 +22,10 @@ from rich.console import Console
 
 from dynamoe.experiments.data import TextFiles
 from dynamoe.experiments.experiment import Experiment
+from dynamoe.experiments.optimizers import Optimizer
 from dynamoe.experiments.run_directory import read_metrics
 from dynamoe.experiments.training.checkpoints import Checkpoints, DamagedCheckpoint
 from dynamoe.experiments.training.loop import NonFinite, Result, train
-from dynamoe.experiments.training.optimizers import Optimizer
 from dynamoe.experiments.training.restore import METRIC, load_trained
 from dynamoe.models import Decoder
 

@@ -14,29 +14,32 @@ from rich.console import Console
 
 from dynamoe.experiments.data import TextFiles, training_batches
 from dynamoe.experiments.experiment import Experiment
+from dynamoe.experiments.optimizers import AdamW, Muon, Optimizer
 from dynamoe.experiments.training.loop import train
-from dynamoe.experiments.training.optimizers import AdamW, Muon, Optimizer
 from dynamoe.experiments.training.restore import load_trained
 from dynamoe.experiments.training.step import TrainState, build_trainer, to_device
-from dynamoe.models import Attention, Decoder, Dense, Layout, MeshShape
+from dynamoe.models import Attention, Decoder, Dense, EveryNth, Layout, MeshShape
 from dynamoe.moe import MoE, SwiGLU
 
 BATCH, LENGTH, STEPS = 16, 16, 5
 LAYOUTS = {"8 x 1": MeshShape(data=8), "1 x 8": MeshShape(data=1, fsdp=8), "2 x 4": MeshShape(data=2, fsdp=4)}
 
 
-def decoder(ffn: Dense | MoE) -> Decoder:
-    return Decoder(vocab=264, width=16, layers=2, attention=Attention(heads=2), ffn=ffn)
+MIXTURE = MoE(experts=4, expert=SwiGLU(hidden=16))
+MODEL = Decoder(  # two scanned units of a dense layer and a mixture
+    vocab=264,
+    width=16,
+    layers=4,
+    attention=Attention(heads=2),
+    ffn=EveryNth(ffn=MIXTURE, otherwise=Dense(hidden=32)),
+)
+PLAIN = dataclasses.replace(MODEL, layers=2, ffn=Dense(hidden=32))
 
 
-DENSE = decoder(Dense(hidden=32))
-MIXTURE = decoder(MoE(experts=4, expert=SwiGLU(hidden=16)))
-
-
-def losses(model: Decoder, optimizer: Optimizer, text: str, layout: Layout, start: TrainState | None) -> list[float]:
+def losses(optimizer: Optimizer, text: str, layout: Layout, start: TrainState | None) -> list[float]:
     """The losses of a few steps from `start`, or from the layout's own initialisation."""
-    trainer = build_trainer(model, optimizer, layout, steps=STEPS)
-    source, tokenizer = TextFiles(train=(text,), separator="\n\n"), Experiment(model=model).tokenizer
+    trainer = build_trainer(MODEL, optimizer, layout, steps=STEPS)
+    source, tokenizer = TextFiles(train=(text,), separator="\n\n"), Experiment(model=MODEL).tokenizer
     batches = training_batches(source, tokenizer, batch_size=BATCH, sequence_length=LENGTH, seed=0)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, trainer.abstract_state)
     state = trainer.init(jnp.uint32(0)) if start is None else jax.device_put(start, shardings)
@@ -52,19 +55,18 @@ def losses(model: Decoder, optimizer: Optimizer, text: str, layout: Layout, star
 
 def check_losses(text: str) -> None:
     assert len(jax.devices()) == 8
-    cases = (
-        ("dense, AdamW", DENSE, AdamW(learning_rate=1e-2), LAYOUTS),
-        ("mixture, AdamW", MIXTURE, AdamW(learning_rate=1e-2), LAYOUTS),
-        ("mixture, Muon", MIXTURE, Muon(learning_rate=1e-2), ("2 x 4",)),  # its functions take long to compile
+    cases = (  # Muon's functions take long to compile
+        ("AdamW", AdamW(learning_rate=1e-2), LAYOUTS),
+        ("Muon", Muon(learning_rate=1e-2), ("2 x 4",)),
     )
-    for name, model, optimizer, shapes in cases:
+    for name, optimizer, shapes in cases:
         single = Layout(MeshShape(data=1).build(jax.devices()[:1]))
-        start = jax.tree.map(np.asarray, build_trainer(model, optimizer, single, steps=STEPS).init(jnp.uint32(0)))
-        one = losses(model, optimizer, text, single, start)
+        start = jax.tree.map(np.asarray, build_trainer(MODEL, optimizer, single, steps=STEPS).init(jnp.uint32(0)))
+        one = losses(optimizer, text, single, start)
         assert one[-1] < one[0] - 0.1, "the model learns, or equal losses would say little"
         for shape in shapes:
-            born_sharded = shape == "2 x 4"  # once; initialising is half the time to compile
-            found = losses(model, optimizer, text, Layout(LAYOUTS[shape].build()), None if born_sharded else start)
+            born_sharded = (name, shape) == ("AdamW", "2 x 4")  # once; initialising is half the time to compile
+            found = losses(optimizer, text, Layout(LAYOUTS[shape].build()), None if born_sharded else start)
             print(f"{name} on {shape}: {np.abs(np.subtract(found, one)).max():.1e} apart")
             np.testing.assert_allclose(found, one, rtol=0, atol=1e-5, err_msg=f"{name} on {shape}")
 
@@ -76,7 +78,7 @@ def test_losses_on_eight_devices_are_those_on_one(run_with_devices: Callable[...
 def check_refusals_and_another_mesh(text: str, folder: str) -> None:
     nowhere = Console(file=open(os.devnull, "w"))  # noqa: SIM115
     experiment = Experiment(
-        model=DENSE,
+        model=PLAIN,
         source=TextFiles(train=(text,), separator="\n\n"),
         optimizer=AdamW(learning_rate=1e-2),
         mesh=MeshShape(data=2, fsdp=4),
@@ -95,20 +97,20 @@ def check_refusals_and_another_mesh(text: str, folder: str) -> None:
 
     refuses("batch_size has length 12; it must be a multiple of 8 .*'data': 2, 'fsdp': 4", batch_size=12)
     refuses("length 4; it must be a multiple of 8", batch_size=16, gradient_accumulation=4)
-    narrow = dataclasses.replace(DENSE, width=12, attention=Attention(heads=2))
+    narrow = dataclasses.replace(PLAIN, width=12)
     refuses("'embed' of .* has length 12; it must be a multiple of 8", model=narrow, mesh=MeshShape(data=1, fsdp=8))
     refuses("'kv_heads' of .* has length 2; it must be a multiple of 4", mesh=MeshShape(data=2, tensor=4))
-    refuses("'expert' of .* has length 4; it must be a multiple of 8", model=MIXTURE, mesh=MeshShape(data=1, expert=8))
+    refuses("'expert' of .* has length 4; it must be a multiple of 8", model=MODEL, mesh=MeshShape(data=1, expert=8))
     refuses("take 3 devices; 8 are there", mesh=MeshShape(data=3))
 
     whole = train(experiment, Path(folder) / "whole", console=nowhere)
-    stopped = train(experiment, Path(folder) / "moved", console=nowhere)
-    shutil.rmtree(stopped.path / "checkpoints" / "4")  # as if it had been killed after step 2
+    stopped = shutil.copytree(whole.path, Path(folder) / "moved")
+    shutil.rmtree(stopped / "checkpoints" / "4")  # as if it had been killed after step 2
     moved = dataclasses.replace(experiment, mesh=MeshShape(data=8))
-    again = train(moved, stopped.path, console=nowhere)
+    again = train(moved, stopped, console=nowhere)
     assert again.step == 4
     np.testing.assert_allclose(again.bits_per_byte, whole.bits_per_byte, atol=1e-5)
-    trained = load_trained(stopped.path)  # on one device
+    trained = load_trained(stopped)  # on one device
     for a, b in zip(jax.tree.leaves(trained.params), jax.tree.leaves(whole.state.params), strict=True):
         assert len(a.sharding.device_set) == 1
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=1e-4)

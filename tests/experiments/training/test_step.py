@@ -14,8 +14,8 @@ from flax import nnx
 
 from dynamoe.experiments.data import Windows, target_mask
 from dynamoe.experiments.experiment import Experiment
+from dynamoe.experiments.optimizers import Optimizer
 from dynamoe.experiments.serialization import call_recipe
-from dynamoe.experiments.training.optimizers import Optimizer
 from dynamoe.experiments.training.step import Trainer, TrainState, build_trainer
 from dynamoe.models import Decoder, Layout, MeshShape
 from dynamoe.moe import BalanceLoss, MoE, SwiGLU

@@ -11,8 +11,8 @@ import pytest
 from flax import nnx
 
 from dynamoe.experiments.data import HeldOut, held_out
-from dynamoe.experiments.evaluation import bits_per_byte
 from dynamoe.experiments.experiment import Experiment
+from dynamoe.experiments.training.evaluation import bits_per_byte
 from dynamoe.experiments.training.step import Trainer, build_trainer
 from dynamoe.models import Layout, MeshShape
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 import jax
 from flax import nnx
 
-from ..models import Layout
-from .data import HeldOut, Windows
-from .training.step import to_device
+from ...models import Layout
+from ..data import HeldOut, Windows
+from .step import to_device
 
 
 def bits_per_byte(

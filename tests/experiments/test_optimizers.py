@@ -11,7 +11,7 @@ import optax
 import pytest
 from flax import nnx
 
-from dynamoe.experiments.training.optimizers import AdamW, Muon, Optimizer, Schedule, WarmupCosine, WarmupStableDecay
+from dynamoe.experiments.optimizers import AdamW, Muon, Optimizer, Schedule, WarmupCosine, WarmupStableDecay
 from dynamoe.models import Attention, Decoder, with_layers
 from dynamoe.models.decoder import DecoderLM
 from dynamoe.moe import MoE, SwiGLU
