@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import absl.logging
 import tyro
 from rich.console import Console
 
@@ -51,8 +50,8 @@ def parse(arguments: list[str]) -> Any:
 def _run(arguments: list[str]) -> int:
     command = parse(arguments)
     if not os.environ.get(TRACEBACK):  # Orbax logs, with tracebacks, what it also raises
-        absl.logging.set_verbosity(absl.logging.FATAL)
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     _keep_compiled_functions()
     return command.run(Console(soft_wrap=True))  # a line stays one line in a file
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import absl.logging
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
@@ -190,10 +189,11 @@ def dynamoe(
         return exit.value.code, *capsys.readouterr()
 
     monkeypatch.setenv("COLUMNS", "200")
-    verbosity, level = absl.logging.get_verbosity(), logging.getLogger("asyncio").level
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    levels = [logger.level for logger in loggers]
     yield call
-    absl.logging.set_verbosity(verbosity)
-    logging.getLogger("asyncio").setLevel(level)
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")
