@@ -21,7 +21,7 @@ def recipe() -> Experiment:
             ffn=MoE(experts=4, router=TopK(k=2), expert=SwiGLU(hidden=96)),
             unroll=4,
         ),
-        optimizer=Muon(learning_rate=5e-3),
+        optimizer=Muon(learning_rate=2e-2),
         steps=400,
         batch_size=32,
         sequence_length=128,
