@@ -31,7 +31,7 @@ check: $(VENV)/.installed-dev ## Lint, format, types, and the direction of impor
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/lint-imports --verbose
+	$(BIN)/lint-imports
 
 format: $(VENV)/.installed-dev ## Format the code and fix what the linter can fix
 	$(BIN)/ruff check --fix .
