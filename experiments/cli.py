@@ -52,8 +52,15 @@ def _run(arguments: list[str]) -> int:
     if not os.environ.get(TRACEBACK):  # Orbax logs, with tracebacks, what it also raises
         for name in ("absl", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
+        sys.unraisablehook = _show_unraisable
     _keep_compiled_functions()
     return command.run(Console(soft_wrap=True))  # a line stays one line in a file
+
+
+def _show_unraisable(unraisable: Any) -> None:
+    """As Python does, but for TensorStore's threads, which find the event loop of a failed save closed and say so."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def _recipe(arguments: list[str]) -> Path | None:

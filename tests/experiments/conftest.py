@@ -189,6 +189,7 @@ def dynamoe(
         return exit.value.code, *capsys.readouterr()
 
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # the command sets it, and the levels of two loggers
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     levels = [logger.level for logger in loggers]
     yield call
