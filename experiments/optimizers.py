@@ -103,6 +103,7 @@ class Muon(Optimizer):
 
     Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/; updates are scaled to AdamW's size as in
     Liu et al. 2025, https://arxiv.org/abs/2502.16982. Layers and experts are orthogonalised each on its own.
+    Weight decay acts on these matrices alone; AdamW's share is not decayed.
     """
 
     beta: float = 0.95

@@ -7,13 +7,16 @@ metrics.jsonl      one line per measurement, and the same for TensorBoard in ten
 checkpoints/       see training/checkpoints.py
 """
 
+import contextlib
 import dataclasses
 import datetime
+import fcntl
 import importlib.metadata
 import json
+import os
 import platform
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +93,27 @@ class RunDirectory:
             return continued
 
         return cls(path=path, config=config, continued=_on_process_zero(on_disk))
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the run for this process; process 0 alone asks. The kernel frees it however the process ends.
+
+        Raises:
+          ValueError: another process holds it.
+        """
+        if jax.process_index():
+            yield
+            return
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        except BlockingIOError as error:
+            raise ValueError(
+                f"run directory {self.path}: another process trains in it; wait for it, or stop it"
+            ) from error
+        finally:
+            os.close(handle)
 
     @classmethod
     def load(cls, path: Path) -> "RunDirectory":

@@ -147,7 +147,7 @@ class DecoderLM(nnx.Module):
     def head(self, x: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
         """Logits of the next token, in float32."""
         kernel = self.embedding[...].T if self.config.tied else self.head_kernel[...]
-        return linear(self.final_norm(x), kernel).astype(jnp.float32)
+        return linear(self.final_norm(x), kernel, dtype=jnp.float32)
 
     def __call__(
         self,

@@ -6,20 +6,26 @@ that of the flattened product (measured in experiments/LOG.md).
 
 import math
 
+import jax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 
-def linear(x: Float[Array, "..."], kernel: Float[Array, "..."], *, inputs: int = 1) -> Float[Array, "..."]:
-    """Sum the last `inputs` axes of x against the first `inputs` axes of the kernel, in the dtype of x.
+def linear(
+    x: Float[Array, "..."], kernel: Float[Array, "..."], *, inputs: int = 1, dtype: DTypeLike | None = None
+) -> Float[Array, "..."]:
+    """Sum the last `inputs` axes of x against the first `inputs` axes of the kernel, cast to the dtype of x.
 
     Args:
         x: [*batch, *in].
         kernel: [*in, *out].
         inputs: how many axes *in is.
+        dtype: of the sums and the result; None: the dtype of x.
 
     Returns:
         [*batch, *out].
     """
     batch, into, out = x.shape[: x.ndim - inputs], kernel.shape[:inputs], kernel.shape[inputs:]
-    flat = x.reshape(-1, math.prod(into)) @ kernel.astype(x.dtype).reshape(math.prod(into), -1)
-    return flat.reshape(*batch, *out)
+    tokens = x.reshape(math.prod(batch), math.prod(into))
+    weight = kernel.astype(x.dtype).reshape(math.prod(into), math.prod(out))
+    return jax.lax.dot(tokens, weight, preferred_element_type=dtype).reshape(*batch, *out)

@@ -78,7 +78,11 @@ class MoELayer(nnx.Module):
             The output, in the shape and dtype of x (zero at padding), and the statistics of this call.
         """
         tokens = x.reshape(-1, x.shape[-1])
-        routing, _ = self.router(tokens, context)
+        routing, state = self.router(tokens, context)
+        if state is not None:
+            raise NotImplementedError(
+                f"{type(self.router).__name__} returned a new state; routers with state come later"
+            )
         tap("ffn", x, routing)
         dispatcher = self.config.dispatcher
         plan = dispatcher.plan(routing)

@@ -5,7 +5,7 @@ A assignments (token-expert pairs).
 """
 
 import abc
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 from jaxtyping import Array, Bool, Float, Int
@@ -47,8 +47,8 @@ NO_CONTEXT = RoutingContext()
 class RouterModule(Protocol):
     """A built router: an `nnx.Module` that maps tokens to assignments."""
 
-    def __call__(self, x: Float[Array, "T D"], context: RoutingContext) -> tuple[Routing, None]:
-        """Return the routing, and the new state of a router that remembers more than parameters (None: it does not)."""
+    def __call__(self, x: Float[Array, "T D"], context: RoutingContext) -> tuple[Routing, Any]:
+        """Return the routing, and the new state of a router that remembers more than parameters; None: it does not."""
         ...
 
 

@@ -4,13 +4,12 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
 from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
 from ...models.accounting import count_parts
-from ...models.generate import Sampling, generate
+from ...models.generate import Sampling
 from ..data import held_out
 from ..experiment import Experiment
 from ..ngram import NGram
@@ -18,7 +17,7 @@ from ..plots import plot_losses
 from ..recipes import standard_library
 from ..run_directory import read_metrics
 from ..training.loop import Result, train
-from .generate import prompt_ids
+from .generate import continuation
 
 ORDER = 3
 PROMPT = "def "
@@ -86,16 +85,6 @@ def results_table(experiment: Experiment, result: Result, baseline: float) -> Ta
 
 def sample(experiment: Experiment, result: Result, tokens: int = 300) -> str:
     """A prompt and its continuation."""
-    tokenizer = experiment.tokenizer
     model = nnx.merge(result.trainer.graph, result.state.params, result.state.variables)
-    drawn = generate(
-        model,
-        [prompt_ids(PROMPT, tokenizer)],
-        tokens=tokens,
-        sampling=Sampling(),
-        key=jax.random.key(experiment.seed),
-        stop=tokenizer.eos,
-        vocab=tokenizer.vocab_size,
-    )
-    ids = [int(token[0]) for token in drawn]
-    return PROMPT + tokenizer.decode([i for i in ids if i != tokenizer.eos])
+    pieces = continuation(model, experiment.tokenizer, PROMPT, tokens=tokens, sampling=Sampling(), seed=experiment.seed)
+    return PROMPT + "".join(pieces)

@@ -27,6 +27,8 @@ class Evaluate:
     """Text files or globs to measure on instead."""
     max_bytes: int | None = None
     """Read whole documents up to so many bytes. None: all."""
+    batch_size: int | None = None
+    """Windows at once. None: a micro-batch of the training."""
     sequence_length: int | None = None
     """Tokens per window; a token sees at most so many before it. None: as in training."""
 
@@ -38,7 +40,7 @@ class Evaluate:
         text = held_out(
             source,
             experiment.tokenizer,
-            batch_size=experiment.batch_size,
+            batch_size=self.batch_size or experiment.batch_size // experiment.gradient_accumulation,
             sequence_length=length,
             max_bytes=self.max_bytes,
         )

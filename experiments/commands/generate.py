@@ -1,12 +1,14 @@
 """`dynamoe generate`."""
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 from rich.console import Console
 
+from ...models import DecoderLM
 from ...models.generate import Sampling, generate
 from ..data import Tokenizer
 from ..training.restore import load_trained
@@ -36,33 +38,40 @@ class Generate:
     def run(self, console: Console) -> int:
         trained = load_trained(find_run(self.run_dir, console), self.checkpoint)
         tokenizer = trained.experiment.tokenizer
-        prompt = prompt_ids(self.prompt, tokenizer)
         sys.stdout.write(self.prompt)
-        drawn: list[int] = []
-        shown = ""
-        for tokens in generate(
-            trained.model,
-            [prompt],
-            tokens=self.tokens,
-            sampling=self.sampling,
-            key=jax.random.key(self.seed),
-            stop=tokenizer.eos,
-            vocab=tokenizer.vocab_size,
+        for text in continuation(
+            trained.model, tokenizer, self.prompt, tokens=self.tokens, sampling=self.sampling, seed=self.seed
         ):
-            if int(tokens[0]) == tokenizer.eos:
-                break
-            drawn.append(int(tokens[0]))
-            text = tokenizer.decode(drawn)
-            # A character whose bytes have not all come yet decodes to U+FFFD: wait for the rest.
-            if not text.endswith("\ufffd"):
-                sys.stdout.write(text[len(shown) :])
-                sys.stdout.flush()
-                shown = text
+            sys.stdout.write(text)
+            sys.stdout.flush()
         sys.stdout.write("\n")
         return 0
 
 
-def prompt_ids(text: str, tokenizer: Tokenizer) -> list[int]:
-    """A prompt as the beginning of a document."""
-    ids = tokenizer.encode(text).tolist()
-    return ids if tokenizer.bos is None else [tokenizer.bos, *ids]
+def continuation(
+    model: DecoderLM, tokenizer: Tokenizer, prompt: str, *, tokens: int, sampling: Sampling, seed: int
+) -> Iterator[str]:
+    """What follows a prompt at the beginning of a document, piece by piece, up to the document's end."""
+    ids = tokenizer.encode(prompt).tolist()
+    ids = ids if tokenizer.bos is None else [tokenizer.bos, *ids]
+    # Decoded together with the prompt: a tokenizer may treat the first token of a text in its own way.
+    shown = tokenizer.decode(ids)
+    drawn = generate(
+        model,
+        [list(ids)],
+        tokens=tokens,
+        sampling=sampling,
+        key=jax.random.key(seed),
+        stop=tokenizer.eos,
+        vocab=tokenizer.vocab_size,
+    )
+    for token in drawn:
+        if int(token[0]) == tokenizer.eos:
+            break
+        ids.append(int(token[0]))
+        text = tokenizer.decode(ids)
+        # A character whose bytes have not all come yet decodes to U+FFFD: wait for the rest.
+        if not text.endswith("\ufffd"):
+            yield text[len(shown) :]
+            shown = text
+    yield tokenizer.decode(ids)[len(shown) :]

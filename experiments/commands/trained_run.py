@@ -17,7 +17,8 @@ def find_run(path: Path | None, console: Console) -> Path:
         return path
     if not any(RUNS.glob("*/config.json")):
         console.print("there is no run in runs/ yet: training the default recipe first (about 5 minutes on 2 cores)")
-        train(standard_library.recipe(), RUNS / "standard_library", console=console)
+        if train(standard_library.recipe(), RUNS / "standard_library", console=console).interrupted:
+            raise KeyboardInterrupt
     newest = newest_run(RUNS)
     console.print(f"run {newest}", highlight=False)
     return newest

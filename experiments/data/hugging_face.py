@@ -19,7 +19,7 @@ class HuggingFace(Source):
         validation_split: split that is held out.
         column: the column that holds one document per row.
         streaming: read rows in order, without preparing the dataset on this machine.
-        data_files: split name to path or paths.
+        data_files: split name to path or paths; kept as pairs, so that the configuration can be stored.
         revision: commit or tag on the hub, to record exactly what was read.
     """
 
@@ -29,7 +29,7 @@ class HuggingFace(Source):
     validation_split: str = "validation"
     column: str = "text"
     streaming: bool = False
-    data_files: Mapping[str, str | tuple[str, ...]] | None = None
+    data_files: tuple[tuple[str, tuple[str, ...]], ...] | Mapping[str, str | tuple[str, ...]] | None = None
     revision: str | None = None
 
     def __post_init__(self) -> None:
@@ -41,6 +41,11 @@ class HuggingFace(Source):
                 f"split={self.split!r}, validation_split={self.validation_split!r}: "
                 "a slice needs streaming=False; with streaming=True name whole splits"
             )
+
+        if isinstance(self.data_files, Mapping):
+            files = self.data_files.items()
+            pairs = tuple((split, (paths,) if isinstance(paths, str) else tuple(paths)) for split, paths in files)
+            object.__setattr__(self, "data_files", pairs)
 
     @property
     def streams(self) -> bool:
@@ -71,10 +76,10 @@ class HuggingFace(Source):
             facts |= {"documents": len(loaded), "fingerprint": loaded._fingerprint}
         return facts
 
-    def _files(self) -> dict[str, str | list[str]] | None:
-        if self.data_files is None:
-            return None
-        return {split: files if isinstance(files, str) else list(files) for split, files in self.data_files.items()}
+    def _files(self) -> dict[str, list[str]] | None:
+        return (
+            None if self.data_files is None else {split: list(paths) for split, paths in dict(self.data_files).items()}
+        )
 
     def _load(self, split: Split) -> Any:
         check_split(split)

@@ -104,6 +104,8 @@ def _split_documents(documents: list[str]) -> tuple[list[str], list[str]]:
         cut = len(documents) - max(1, len(documents) // HELD_OUT_ONE_IN)
         return documents[:cut], documents[cut:]
     text = documents[0] if documents else ""
-    cut = len(text) - len(text) // HELD_OUT_ONE_IN
-    cut = text.rfind("\n", 0, cut) + 1 or cut
+    share = len(text) // HELD_OUT_ONE_IN
+    cut = len(text) - share
+    # At the end of a line, unless lines are so long that the held-out part would more than double.
+    cut = text.rfind("\n", cut - share, cut) + 1 or cut
     return [part for part in [text[:cut]] if part], [part for part in [text[cut:]] if part]

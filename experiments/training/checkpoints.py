@@ -287,7 +287,9 @@ class Checkpoints:
             return None
 
     def _damaged(self, step: int, problem: str, cause: Exception | None = None) -> NoReturn:
+        way_on = "; to continue from there, move the damaged one away"
         message = f"checkpoint {self.directory}/{step} is damaged: {problem}; {self._others(step)}"
+        message += way_on if self.all_steps() != [step] else ""
         raise DamagedCheckpoint(message) from cause
 
     def _others(self, step: int) -> str:

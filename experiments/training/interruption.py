@@ -1,6 +1,7 @@
 """A polite stop: SIGTERM and Ctrl-C end a run after the step under way, not in the middle of it."""
 
 import signal
+import threading
 from types import FrameType
 
 
@@ -11,7 +12,10 @@ class Interruption:
         self.requested: signal.Signals | None = None
 
     def __enter__(self) -> "Interruption":
-        self._previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        # Python lets only the main thread handle signals; a run in another is stopped by its caller.
+        main = threading.current_thread() is threading.main_thread()
+        numbers = (signal.SIGTERM, signal.SIGINT) if main else ()
+        self._previous = {number: signal.getsignal(number) for number in numbers}
         for number in self._previous:
             signal.signal(number, self._request)
         return self

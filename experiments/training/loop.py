@@ -87,6 +87,8 @@ def train(
         accumulation=experiment.gradient_accumulation,
     )
     sizes = {"batch_size": experiment.batch_size, "sequence_length": experiment.sequence_length}
+    # Held-out text goes through in micro-batches too: what fits into memory in training fits in evaluation.
+    micro_batch = sizes | {"batch_size": experiment.batch_size // experiment.gradient_accumulation}
     batches = training_batches(
         experiment.source,
         experiment.tokenizer,
@@ -95,13 +97,22 @@ def train(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    validation = held_out(experiment.source, experiment.tokenizer, **sizes, max_bytes=experiment.evaluation_bytes)
-    initial = None if init_from is None else restore_weights(RunDirectory.load(init_from), trainer)[0]
-    facts = {"source": experiment.source.describe(), "validation_bytes": validation.bytes}
-    directory = RunDirectory.open(path, experiment, recipe, facts, FREE_FIELDS, fixed_facts=("source",))
-    with Checkpoints(
-        directory.checkpoints, keep_last=experiment.keep_last, keep_best=experiment.keep_best, metric=METRIC
-    ) as checkpoints:
+    validation = held_out(experiment.source, experiment.tokenizer, **micro_batch, max_bytes=experiment.evaluation_bytes)
+    initial = None
+    if init_from is not None and not any((path / "checkpoints").glob("[0-9]*")):
+        initial = restore_weights(RunDirectory.load(init_from), trainer)[0]
+    facts = {
+        "source": experiment.source.describe(),
+        "init_from": None if init_from is None else str(init_from.absolute()),
+        "validation_bytes": validation.bytes,
+    }
+    directory = RunDirectory.open(path, experiment, recipe, facts, FREE_FIELDS, fixed_facts=("source", "init_from"))
+    with (
+        directory.lock(),
+        Checkpoints(
+            directory.checkpoints, keep_last=experiment.keep_last, keep_best=experiment.keep_best, metric=METRIC
+        ) as checkpoints,
+    ):
         if checkpoints.latest_step() is not None:
             state, step = checkpoints.restore(trainer.abstract_state, batches)
             resume_step = step
@@ -162,7 +173,11 @@ class _Run(NamedTuple):
                 name = interruption.requested.name
                 self.progress.note(f"{name}: saved step {step} of {total}; the same command continues from there")
                 return self._result(state, step, math.nan, interruption.requested)
-        return self._result(state, step, self._evaluate(state, step, log=False) if measured is None else measured)
+            measured = self._evaluate(state, step, log=False) if measured is None else measured
+            self.checkpoints.wait()
+        if self.profile and step - start <= PROFILED_STEPS.start:
+            self.progress.note(f"nothing was traced: profiling begins after step {PROFILED_STEPS.start} of a start")
+        return self._result(state, step, measured, interruption.requested)
 
     def _check(self, pending: tuple[int, dict[str, Any]] | None) -> None:
         """Stop at a non-finite step, log a finite one."""

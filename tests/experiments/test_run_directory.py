@@ -266,3 +266,11 @@ def test_run_whose_text_has_changed_is_not_continued(recipe: Path, tmp_path: Pat
         start("b")
     assert contents(run) == before
     assert start("a").continued
+
+
+def test_a_run_that_another_holds_is_refused(recipe: Path, tmp_path: Path) -> None:
+    run = RunDirectory.open(tmp_path / "run", load_recipe(recipe).recipe())
+    with run.lock(), pytest.raises(ValueError, match="another process trains in it"), run.lock():
+        pass
+    with run.lock():
+        pass

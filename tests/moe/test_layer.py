@@ -267,3 +267,16 @@ def test_more_experts_per_token_than_experts_are_refused():
 def test_two_losses_of_one_class_are_refused():
     with pytest.raises(ValueError, match=r"MoE\.losses holds \['BalanceLoss', 'BalanceLoss'\]; each class may"):
         MoE(losses=(BalanceLoss(), BalanceLoss(coefficient=0.1)))
+
+
+def test_a_router_that_returns_a_new_state_is_refused(key: jax.Array) -> None:
+    layer = MoE(experts=2, router=TopK(k=1), expert=SwiGLU(hidden=4)).build(width=4, key=key)
+    plain = layer.router
+
+    class Remembering(nnx.Module):
+        def __call__(self, x, context):
+            return plain(x, context)[0], jnp.zeros(2)
+
+    layer.router = Remembering()
+    with pytest.raises(NotImplementedError, match="Remembering returned a new state"):
+        layer(jnp.ones((3, 4)))

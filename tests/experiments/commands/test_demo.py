@@ -34,7 +34,7 @@ def test_the_demo_shows_a_table_a_sample_and_a_picture(
     total = count_parts(tiny().model, 16)[-1]
     assert f"{total.parameters:,}" in output and f"{total.flops:,.0f}" in output
     assert "after 10 steps, 640 tokens" in output
-    assert PROMPT in output.split("A sample")[1]
+    assert PROMPT in output.split("a sample")[1]
 
 
 def test_the_ngram_is_measured_on_the_text_that_the_model_is_measured_on(tiny: Callable[..., Experiment]) -> None:

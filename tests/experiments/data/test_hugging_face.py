@@ -97,3 +97,10 @@ def test_dataset_that_is_not_there_is_named(tmp_path):
 def test_slice_of_a_stream_is_refused():
     with pytest.raises(ValueError, match=r"split='train\[:5\]'.* a slice needs streaming=False"):
         HuggingFace(path="json", split="train[:5]", streaming=True)
+
+
+def test_data_files_survive_in_the_configuration_of_a_run() -> None:
+    source = HuggingFace(path="json", data_files={"train": "a.jsonl", "validation": ("b.jsonl", "c.jsonl")})
+    again = from_json(json.loads(json.dumps(to_json(source))))
+    assert again == source and hash(again) == hash(source)
+    assert source.data_files == (("train", ("a.jsonl",)), ("validation", ("b.jsonl", "c.jsonl")))

@@ -86,3 +86,11 @@ def test_file_in_both_splits_is_refused(folder):
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(ValueError, match="expected"):
         TextFiles(**wrong)
+
+
+def test_a_long_line_after_a_title_is_still_split_near_its_last_twentieth(tmp_path: Path) -> None:
+    file = tmp_path / "book.txt"
+    file.write_text("Title\n" + "x" * 100_000)
+    source = TextFiles(train=(str(file),))
+    held_out = sum(map(len, source.documents("validation")))
+    assert 4_000 <= held_out <= 10_002
