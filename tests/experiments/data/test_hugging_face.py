@@ -7,6 +7,7 @@ import datasets.config
 import pytest
 
 from dynamoe.experiments.data import Bytes, HuggingFace, held_out, training_batches
+from dynamoe.experiments.serialization import from_json, to_json
 
 DOCUMENTS = [f"document {i} " + "word " * (i * 7 % 11) for i in range(30)]
 
