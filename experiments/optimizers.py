@@ -2,6 +2,7 @@
 
 import abc
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import optax
@@ -17,6 +18,14 @@ class Schedule(abc.ABC):
         """The learning rate of each step of a run of `steps` steps."""
 
 
+def _check_fractions(schedule: Any, *names: str) -> None:
+    if schedule.warmup < 0:
+        raise ValueError(f"{type(schedule).__name__}.warmup is {schedule.warmup}; it must be at least 0 steps")
+    for name in names:
+        if not 0 <= getattr(schedule, name) <= 1:
+            raise ValueError(f"{type(schedule).__name__}.{name} is {getattr(schedule, name)}; it must be from 0 to 1")
+
+
 @dataclass(frozen=True, kw_only=True)
 class WarmupCosine(Schedule):
     """Linear warm-up to the peak, then half a cosine. Loshchilov and Hutter 2016, https://arxiv.org/abs/1608.03983."""
@@ -25,6 +34,9 @@ class WarmupCosine(Schedule):
     """Steps of warm-up; at most a fifth of the run."""
     final: float = 0.05
     """Last learning rate as a fraction of the peak."""
+
+    def __post_init__(self):
+        _check_fractions(self, "final")
 
     def build(self, *, peak: float, steps: int) -> optax.Schedule:
         warmup = min(self.warmup, max(1, steps // 5))
@@ -41,6 +53,9 @@ class WarmupStableDecay(Schedule):
     """Last share of the run in which the learning rate falls."""
     final: float = 0.0
     """Last learning rate as a fraction of the peak."""
+
+    def __post_init__(self):
+        _check_fractions(self, "decay", "final")
 
     def build(self, *, peak: float, steps: int) -> optax.Schedule:
         warmup = min(self.warmup, max(1, steps // 5))
@@ -69,10 +84,11 @@ class Optimizer(abc.ABC):
     """Largest global norm of the gradient."""
 
     def __post_init__(self):
-        for name, lowest in (("learning_rate", 0.0), ("weight_decay", 0.0), ("clip", 0.0)):
-            value = getattr(self, name)
-            if not value >= lowest or (name == "clip" and value == 0.0):
-                raise ValueError(f"optimizer.{name} is {value}; it must be positive")
+        for name in ("learning_rate", "clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"optimizer.{name} is {getattr(self, name)}; it must be above 0")
+        if not self.weight_decay >= 0:
+            raise ValueError(f"optimizer.weight_decay is {self.weight_decay}; it must be at least 0")
 
     def build(self, params: nnx.State, *, steps: int) -> optax.GradientTransformation:
         """The transformation of gradients into updates. `params` may be abstract; its variables carry logical axes."""
@@ -99,11 +115,11 @@ class AdamW(Optimizer):
 
 @dataclass(frozen=True, kw_only=True)
 class Muon(Optimizer):
-    """Orthogonalised momentum for the matrices inside layers, AdamW for the rest (embedding, head, router, norms).
+    """Orthogonalised momentum for the matrices inside layers, NAdam for the rest (embedding, head, router, norms).
 
     Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/; updates are scaled to AdamW's size as in
     Liu et al. 2025, https://arxiv.org/abs/2502.16982. Layers and experts are orthogonalised each on its own.
-    Weight decay acts on these matrices alone; AdamW's share is not decayed.
+    Weight decay acts on these matrices alone. NAdam (Adam with Nesterov momentum) is what optax pairs Muon with.
     """
 
     beta: float = 0.95

@@ -231,3 +231,19 @@ def test_weight_decay_shrinks_muons_matrices_too() -> None:
 def test_refuses_a_number_with_its_name(kind: type[Optimizer], options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         kind(**options)  # type: ignore
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: AdamW(learning_rate=0.0), "learning_rate is 0.0; it must be above 0"),
+        (lambda: AdamW(clip=0.0), "clip is 0.0; it must be above 0"),
+        (lambda: Muon(weight_decay=-0.1), "weight_decay is -0.1; it must be at least 0"),
+        (lambda: WarmupCosine(final=1.5), "WarmupCosine.final is 1.5; it must be from 0 to 1"),
+        (lambda: WarmupStableDecay(decay=-0.2), "WarmupStableDecay.decay is -0.2; it must be from 0 to 1"),
+        (lambda: WarmupStableDecay(warmup=-1), "WarmupStableDecay.warmup is -1; it must be at least 0 steps"),
+    ],
+)
+def test_what_is_out_of_range_is_refused_by_name(make, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
