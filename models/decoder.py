@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from ..moe import FeedForward, LayerPattern, MoEStats, Routing, RoutingContext, Tap, no_tap
+from ..moe import FeedForward, LayerPattern, MoEStats, Routing, RoutingContext, Tap
 from .attention import Attention, causal_mask
 from .cache import Cache, LayerCache, empty_cache
 from .ffn import Dense
@@ -237,12 +237,11 @@ class Recorder:
     """Collects what a tap returns within one layer, so that it can leave a scan or a rematerialised function."""
 
     def __init__(self, tap: Tap | None):
-        self.tap = no_tap if tap is None else tap
-        self.silent = tap is None
+        self.tap = tap
         self.seen: dict[str, Any] = {}
 
     def __call__(self, path: str, activations: jax.Array, routing: Routing | None) -> None:
-        if not self.silent:
+        if self.tap is not None:
             self.seen[path] = self.tap(path, activations, routing)
 
 

@@ -41,7 +41,6 @@ class HuggingFace(Source):
                 f"split={self.split!r}, validation_split={self.validation_split!r}: "
                 "a slice needs streaming=False; with streaming=True name whole splits"
             )
-
         if isinstance(self.data_files, Mapping):
             files = self.data_files.items()
             pairs = tuple((split, (paths,) if isinstance(paths, str) else tuple(paths)) for split, paths in files)
@@ -77,9 +76,9 @@ class HuggingFace(Source):
         return facts
 
     def _files(self) -> dict[str, list[str]] | None:
-        return (
-            None if self.data_files is None else {split: list(paths) for split, paths in dict(self.data_files).items()}
-        )
+        if self.data_files is None:
+            return None
+        return {split: list(paths) for split, paths in dict(self.data_files).items()}
 
     def _load(self, split: Split) -> Any:
         check_split(split)

@@ -162,8 +162,7 @@ class _Run(NamedTuple):
                 self._check(pending)
                 pending = (step, outcome)
                 self.progress.stepped(step)
-                due = step == total
-                if due or step % self.experiment.evaluate_every == 0 or step % self.experiment.checkpoint_every == 0:
+                if self._due(step, self.experiment.evaluate_every) or self._due(step, self.experiment.checkpoint_every):
                     pending = self._check(pending)
                     measured = self._evaluate_and_save(state, step, batches)
             self._check(pending)
@@ -179,15 +178,17 @@ class _Run(NamedTuple):
             self.progress.note(f"nothing was traced: profiling begins after step {PROFILED_STEPS.start} of a start")
         return self._result(state, step, measured, interruption.requested)
 
+    def _due(self, step: int, every: int) -> bool:
+        return step == self.experiment.steps or step % every == 0
+
     def _check(self, pending: tuple[int, dict[str, Any]] | None) -> None:
         """Stop at a non-finite step, log a finite one."""
         if pending is None:
             return
         step, outcome = pending
-        every = self.experiment.log_every
         if not bool(outcome["finite"]):
             raise NonFinite(self._non_finite(step, outcome))
-        if step == 1 or step % every == 0:
+        if step == 1 or step % self.experiment.log_every == 0:
             figures = {
                 name: float(value) for name, value in outcome.items() if name not in ("finite", "gradient_norms")
             }
@@ -209,10 +210,8 @@ class _Run(NamedTuple):
         )
 
     def _evaluate_and_save(self, state: TrainState, step: int, batches: Any) -> float | None:
-        total, measured = self.experiment.steps, None
-        if step == total or step % self.experiment.evaluate_every == 0:
-            measured = self._evaluate(state, step)
-        if step == total or step % self.experiment.checkpoint_every == 0:
+        measured = self._evaluate(state, step) if self._due(step, self.experiment.evaluate_every) else None
+        if self._due(step, self.experiment.checkpoint_every):
             self._save(state, step, batches, {} if measured is None else {METRIC: measured})
         self.progress.paused()
         return measured
