@@ -4,7 +4,10 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, SupportsFloat
+from typing import Any
+
+import jax
+import numpy as np
 
 from .files import write_atomically
 
@@ -15,8 +18,8 @@ class Metrics:
     """Writes measurements to `metrics.jsonl` and to TensorBoard. Only process 0 makes one.
 
     A line is `{"step": 100, "split": "train", "loss": 1.5}`; a number that is not finite is the string "nan", "inf" or
-    "-inf". Each line is flushed. On resume, what the earlier run measured after the checkpoint is cut, here and in
-    TensorBoard, for it is measured again.
+    "-inf". An array is a list, nested as it is; TensorBoard gets the plain numbers alone. Each line is flushed. On
+    resume, what the earlier run measured after the checkpoint is cut, here and in TensorBoard: it is measured again.
     """
 
     def __init__(self, path: Path, resume_step: int | None = None):
@@ -43,24 +46,25 @@ class Metrics:
         board = str(path / TENSORBOARD)
         self._board = SummaryWriter(board, purge_step=last + 1, filename_suffix=f".{number:04}")
 
-    def write(self, step: int, split: str, values: Mapping[str, SupportsFloat]) -> None:
+    def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
         """Writes one line.
 
         Args:
           step: the optimizer steps done so far.
           split: "train", "held_out", ...
-          values: the measurements by name; anything that `float` takes.
+          values: the measurements by name; anything that `float` takes, arrays, and lists of these.
 
         Raises:
           ValueError: a measurement is called `step` or `split`.
         """
         if taken := {"step", "split"} & set(values):
             raise ValueError(f"values has {sorted(taken)}; these names are taken, give the measurement another one")
-        numbers = {name: float(value) for name, value in values.items()}
+        numbers = {name: _as_numbers(value) for name, value in values.items()}
         self._file.write(_as_line({"step": int(step), "split": split, **numbers}))
         self._file.flush()
         for name, number in numbers.items():
-            self._board.add_scalar(f"{split}/{name}", number, int(step))
+            if isinstance(number, float):
+                self._board.add_scalar(f"{split}/{name}", number, int(step))
         self._board.flush()
 
     def close(self) -> None:
@@ -81,7 +85,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
       path: the run's directory.
 
     Returns:
-      One dictionary per line: `step` (int), `split` (str) and the measurements (float).
+      One dictionary per line: `step` (int), `split` (str) and the measurements (float, or lists of floats).
 
     Raises:
       ValueError: there is no such file, or a line before the last is damaged.
@@ -95,12 +99,26 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         try:
             line = json.loads(text)
             step, split = line.pop("step"), line.pop("split")
-            result.append({"step": int(step), "split": str(split), **{k: float(v) for k, v in line.items()}})
+            result.append({"step": int(step), "split": str(split), **{k: _as_numbers(v) for k, v in line.items()}})
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ValueError(f"{file}, line {number}: {text[:60]!r} is no measurement; delete that line") from error
     return result
 
 
+def _as_numbers(value: Any) -> Any:
+    """A float, or nested lists of floats."""
+    value = value.tolist() if isinstance(value, np.ndarray | jax.Array) else value
+    return [_as_numbers(entry) for entry in value] if isinstance(value, list | tuple) else float(value)
+
+
 def _as_line(line: Mapping[str, Any]) -> str:
-    values = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
-    return json.dumps(values, allow_nan=False) + "\n"
+    return json.dumps(_spelled_out(line), allow_nan=False) + "\n"
+
+
+def _spelled_out(value: Any) -> Any:
+    """JSON has no numbers that are not finite."""
+    if isinstance(value, Mapping):
+        return {name: _spelled_out(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [_spelled_out(entry) for entry in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -13,6 +13,8 @@ from flax import nnx
 
 from .decoder import Decoder
 
+_FEED_FORWARD = ("router", "experts", "shared experts", "ffn")
+
 
 class Part(NamedTuple):
     """Costs of one part of a model."""
@@ -26,7 +28,7 @@ class Part(NamedTuple):
 
 
 def count_parts(config: Decoder, sequence_length: int) -> list[Part]:
-    """Count a model's parts: embedding, attention, attention scores, router, experts, ffn, norms, head.
+    """Count a model's parts: embedding, attention, attention scores, router, (shared) experts, ffn, norms, head.
 
     Args:
         config: the model.
@@ -41,7 +43,7 @@ def count_parts(config: Decoder, sequence_length: int) -> list[Part]:
     if sequence_length < 1:
         raise ValueError(f"sequence_length is {sequence_length}; it must be at least 1 token")
     model = nnx.eval_shape(lambda: config.build(jax.random.key(0), stacked=False))
-    order = ("embedding", "attention", "attention scores", "router", "experts", "ffn", "norms", "head")
+    order = ("embedding", "attention", "attention scores", *_FEED_FORWARD, "norms", "head")
     totals: dict[str, list[float]] = {name: [0, 0, 0] for name in order}
     for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         shape, axes = variable.get_value().shape, variable.get_metadata().get("axes") or ()
@@ -79,4 +81,6 @@ def _part(path: tuple, axes: tuple) -> str:
         return "attention"
     if "router" in path:
         return "router"
+    if "shared" in path:
+        return "shared experts"
     return "experts" if "expert" in axes else "ffn"

@@ -42,6 +42,8 @@ class Decoder:
     """The feed-forward network of every layer, or a pattern that chooses one for each."""
     tied: bool = False
     """Use the embedding as the head."""
+    allow_look_ahead: bool = False
+    """Accept routers by which a token's output depends on later tokens; the losses of such a model are too good."""
     norm_epsilon: float = 1e-5
     """Added to the mean square in every RMSNorm."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -60,6 +62,12 @@ class Decoder:
         if not self.norm_epsilon >= 0:
             raise ValueError(f"Decoder.norm_epsilon is {self.norm_epsilon}; it must be at least 0")
         self.attention.shape(self.width)
+        for layer, ffn in enumerate(self.feed_forwards):
+            if ffn.looks_ahead and not self.allow_look_ahead:
+                raise ValueError(
+                    f"Decoder.ffn of layer {layer} is {ffn}, which looks at later tokens; a causal decoder needs one "
+                    "that does not, or allow_look_ahead=True"
+                )
 
     @property
     def feed_forwards(self) -> tuple[FeedForward, ...]:
@@ -219,6 +227,21 @@ class DecoderLM(nnx.Module):
             x, layer_cache = block.decode(x, positions, mask, context, layer_cache)
             layers.append(layer_cache)
         return self.head(x), Cache(tuple(layers), cache.length + mask.sum(axis=1, dtype=jnp.int32))
+
+    def update_router_states(self, stats: tuple[MoEStats | None, ...]) -> None:
+        """Store what the routers are to remember of a forward pass, `Output.stats`, outside of the gradient."""
+        first = 0
+        for segment in self.segments:
+            length = len(segment.unit.layers)
+            for offset, block in enumerate(segment.unit.layers):
+                ffn: Any = cast(Block, block).ffn
+                repeats = [
+                    layer.router_state for layer in stats[first + offset : first + segment.depth : length] if layer
+                ]
+                if repeats and repeats[0]:
+                    join = (lambda *arrays: jnp.stack(arrays)) if segment.repeats > 1 else (lambda array: array)
+                    ffn.update_router_state(jax.tree.map(join, *repeats))
+            first += segment.depth
 
     def empty_cache(self, *, batch: int, slots: int) -> Cache:
         """A cache for `batch` rows of up to `slots` tokens, in the compute dtype."""

@@ -4,6 +4,7 @@ Letters: E experts, D width, F hidden width of an expert, C rows per expert, M r
 """
 
 import abc
+import functools
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -11,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
+
+from ..kernels import grouped_matmul
 
 
 @runtime_checkable
@@ -40,10 +43,11 @@ class SwiGLU(Experts):
 
     hidden: int = 256
     """Hidden width F of each expert."""
+    implementation: str | None = None
+    """Of the grouped matrix multiplications, see `kernels.grouped_matmul`; none: the platform's best."""
 
     def __post_init__(self):
-        if self.hidden < 1:
-            raise ValueError(f"SwiGLU.hidden is {self.hidden}; it must be at least 1")
+        check_hidden(self)
 
     def build(self, *, experts: int, width: int, key: jax.Array) -> "SwiGLUExperts":
         return SwiGLUExperts(self, experts=experts, width=width, key=key)
@@ -54,20 +58,80 @@ class SwiGLUExperts(nnx.Module):
 
     def __init__(self, config: SwiGLU, *, experts: int, width: int, key: jax.Array):
         gate, up, down = jax.random.split(key, 3)
-        initial = jax.nn.initializers.lecun_normal(in_axis=1, out_axis=2, batch_axis=0)
-        inward, outward = (experts, width, config.hidden), (experts, config.hidden, width)
-        self.gate = nnx.Param(initial(gate, inward, jnp.float32), axes=("expert", "embed", "mlp"))
-        self.up = nnx.Param(initial(up, inward, jnp.float32), axes=("expert", "embed", "mlp"))
-        self.down = nnx.Param(initial(down, outward, jnp.float32), axes=("expert", "mlp", "embed"))
+        self.config = config
+        self.gate = inward_weight(gate, experts, width, config.hidden)
+        self.up = inward_weight(up, experts, width, config.hidden)
+        self.down = outward_weight(down, experts, config.hidden, width)
 
     def __call__(self, rows: Float[Array, "..."], group_sizes: Int[Array, " E"] | None) -> Float[Array, "..."]:
         gate, up, down = (w[...].astype(rows.dtype) for w in (self.gate, self.up, self.down))
-        hidden = jax.nn.silu(expert_matmul(rows, gate, group_sizes)) * expert_matmul(rows, up, group_sizes)
-        return expert_matmul(hidden, down, group_sizes)
+        multiply = functools.partial(expert_matmul, implementation=self.config.implementation)
+        hidden = jax.nn.silu(multiply(rows, gate, group_sizes)) * multiply(rows, up, group_sizes)
+        return multiply(hidden, down, group_sizes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GELU(Experts):
+    """Experts of two matrices, down(gelu(up x)), without biases. Hendrycks and Gimpel 2016,
+    https://arxiv.org/abs/1606.08415, the exact form."""
+
+    hidden: int = 256
+    """Hidden width F of each expert."""
+    implementation: str | None = None
+    """Of the grouped matrix multiplications, see `kernels.grouped_matmul`; none: the platform's best."""
+
+    def __post_init__(self):
+        check_hidden(self)
+
+    def build(self, *, experts: int, width: int, key: jax.Array) -> "GELUExperts":
+        return GELUExperts(self, experts=experts, width=width, key=key)
+
+
+class GELUExperts(nnx.Module):
+    """Weights up [E, D, F] and down [E, F, D], used in the dtype of the rows."""
+
+    def __init__(self, config: GELU, *, experts: int, width: int, key: jax.Array):
+        up, down = jax.random.split(key)
+        self.config = config
+        self.up = inward_weight(up, experts, width, config.hidden)
+        self.down = outward_weight(down, experts, config.hidden, width)
+
+    def __call__(self, rows: Float[Array, "..."], group_sizes: Int[Array, " E"] | None) -> Float[Array, "..."]:
+        up, down = (w[...].astype(rows.dtype) for w in (self.up, self.down))
+        multiply = functools.partial(expert_matmul, implementation=self.config.implementation)
+        return multiply(jax.nn.gelu(multiply(rows, up, group_sizes), approximate=False), down, group_sizes)
+
+
+def check_hidden(config: SwiGLU | GELU) -> None:
+    """Refuse a hidden width below 1."""
+    if config.hidden < 1:
+        raise ValueError(f"{type(config).__name__}.hidden is {config.hidden}; it must be at least 1")
+
+
+def inward_weight(key: jax.Array, experts: int, width: int, hidden: int) -> nnx.Param:
+    """A fresh weight [E, D, F] of variance 1 / D."""
+    return nnx.Param(_INITIAL(key, (experts, width, hidden)), axes=(_expert_axis(experts), "embed", "mlp"))
+
+
+def outward_weight(key: jax.Array, experts: int, hidden: int, width: int) -> nnx.Param:
+    """A fresh weight [E, F, D] of variance 1 / F."""
+    return nnx.Param(_INITIAL(key, (experts, hidden, width)), axes=(_expert_axis(experts), "mlp", "embed"))
+
+
+_INITIAL = jax.nn.initializers.lecun_normal(in_axis=1, out_axis=2, batch_axis=0)
+
+
+def _expert_axis(experts: int) -> str | None:
+    """One expert alone runs for every token on every device: it is not split."""
+    return "expert" if experts > 1 else None
 
 
 def expert_matmul(
-    rows: Float[Array, "..."], weight: Float[Array, "E I O"], group_sizes: Int[Array, " E"] | None
+    rows: Float[Array, "..."],
+    weight: Float[Array, "E I O"],
+    group_sizes: Int[Array, " E"] | None,
+    *,
+    implementation: str | None = None,
 ) -> Float[Array, "..."]:
     """Multiply each expert's rows by its own matrix.
 
@@ -75,14 +139,15 @@ def expert_matmul(
         rows: equal batches [E, C, I]; or [1, C, I], a batch that all experts share; or rows sorted by expert [M, I].
         weight: [E, I, O].
         group_sizes: rows of each expert where they are sorted, else None.
+        implementation: of the product over sorted rows, see `kernels.grouped_matmul`.
 
     Returns:
         [E, C, O], or [M, O].
     """
     experts, inputs, outputs = weight.shape
     if group_sizes is not None:
-        return jax.lax.ragged_dot(rows, weight, group_sizes)
-    if rows.shape[0] == experts:
+        return grouped_matmul(rows, weight, group_sizes, implementation=implementation)
+    if rows.shape[0] == experts > 1:
         return jnp.einsum("eci,eio->eco", rows, weight)
     # One wide product: XLA on CPU sums the gradient of broadcast rows 4 times slower (experiments/LOG.md).
     wide = rows[0] @ weight.swapaxes(0, 1).reshape(inputs, experts * outputs)

@@ -53,6 +53,11 @@ class FeedForward(abc.ABC):
         """Share of the parameters with the logical axis "expert" that runs for one token."""
         return 1.0
 
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether a token's output depends on later tokens."""
+        return False
+
     @abc.abstractmethod
     def build(self, *, width: int, key: jax.Array) -> FeedForwardModule:
         """Build the network for tokens of `width`."""

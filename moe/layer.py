@@ -1,22 +1,25 @@
 """The mixture-of-experts layer: route, dispatch, run the experts, combine, measure.
 
 layer = MoE(experts=8, router=TopK(k=2), expert=SwiGLU(hidden=256)).build(width=128, key=key)
-y, stats = layer(x)          # x [..., 128]
+y, stats = layer(x)                               # x [..., 128]
 loss = task_loss(y) + stats.loss
+layer.update_router_state(stats.router_state)     # after the step; only routers that remember need it
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from .dispatchers import DenseDispatcher, Dispatcher
+from .dispatchers import Dispatcher, DroplessDispatcher
 from .experts import Experts, SwiGLU
 from .feed_forward import FeedForward, Tap, no_tap
 from .losses import BalanceLoss, RouterLoss
 from .routers import TopK
-from .routing import NO_CONTEXT, Router, RoutingContext
+from .routing import NO_CONTEXT, Router, RouterState, RoutingContext
 from .telemetry import MoEStats, moe_stats
 
 
@@ -30,8 +33,11 @@ class MoE(FeedForward):
     """Maps tokens to experts."""
     expert: Experts = SwiGLU()
     """The network that each expert is."""
-    dispatcher: Dispatcher = DenseDispatcher()
+    dispatcher: Dispatcher = DroplessDispatcher()
     """Carries tokens to experts and back."""
+    shared: Experts | None = None
+    """An expert that every token passes besides those it is routed to; n shared experts of hidden width F are one of
+    n * F. Dai et al. 2024 (DeepSeekMoE), https://arxiv.org/abs/2401.06066."""
     losses: tuple[RouterLoss, ...] = (BalanceLoss(),)
     """Auxiliary losses of the router, each class at most once: metrics name them by it."""
 
@@ -51,6 +57,10 @@ class MoE(FeedForward):
     def active_fraction(self) -> float:
         return self.router.experts_per_token / self.experts
 
+    @property
+    def looks_ahead(self) -> bool:
+        return self.router.looks_ahead or self.dispatcher.looks_ahead
+
     def build(self, *, width: int, key: jax.Array) -> "MoELayer":
         return MoELayer(self, width=width, key=key)
 
@@ -60,9 +70,11 @@ class MoELayer(nnx.Module):
 
     def __init__(self, config: MoE, *, width: int, key: jax.Array):
         router, experts = jax.random.split(key)
+        shared = jax.random.fold_in(key, 2)
         self.config = config
         self.router = config.router.build(width=width, experts=config.experts, key=router)
         self.experts = config.expert.build(experts=config.experts, width=width, key=experts)
+        self.shared = None if config.shared is None else config.shared.build(experts=1, width=width, key=shared)
 
     def __call__(
         self, x: Float[Array, "*batch D"], context: RoutingContext = NO_CONTEXT, tap: Tap = no_tap
@@ -79,13 +91,38 @@ class MoELayer(nnx.Module):
         """
         tokens = x.reshape(-1, x.shape[-1])
         routing, state = self.router(tokens, context)
-        if state is not None:
-            raise NotImplementedError(
-                f"{type(self.router).__name__} returned a new state; routers with state come later"
-            )
         tap("ffn", x, routing)
         dispatcher = self.config.dispatcher
         plan = dispatcher.plan(routing)
         rows = self.experts(dispatcher.dispatch(tokens, plan), plan.group_sizes)
-        stats = moe_stats(routing, context.mask, self.config.losses)
-        return dispatcher.combine(rows, plan).reshape(x.shape), stats
+        y = dispatcher.combine(rows, plan)
+        if self.shared is not None:
+            y = y + _masked(self.shared(tokens[None], None)[0], context.mask)
+        stats = moe_stats(routing, context.mask, self.config.losses, plan.dropped, self._checked(state or {}))
+        return y.reshape(x.shape), stats
+
+    def update_router_state(self, values: Mapping[str, jax.Array]) -> None:
+        """Store new values of the router's state, `stats.router_state`, outside of the gradient."""
+        for name, value in self._checked(values).items():
+            getattr(self.router, name)[...] = value
+
+    def _checked(self, values: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:
+        """Raise ValueError where a value is not that of one of the router's `RouterState`s."""
+        held = {name: value for name, value in vars(self.router).items() if isinstance(value, RouterState)}
+        for name, value in values.items():
+            if name not in held:
+                raise ValueError(
+                    f"{type(self.router).__name__} returned a new value of {name!r}; its RouterState variables are "
+                    f"{sorted(held)}"
+                )
+            if (value.shape, value.dtype) != (held[name].shape, held[name].dtype):
+                raise ValueError(
+                    f"{type(self.router).__name__}.{name} is to become {value.dtype}{list(value.shape)}; it must stay "
+                    f"{held[name].dtype}{list(held[name].shape)}"
+                )
+        return values
+
+
+def _masked(y: Float[Array, "T D"], mask: Bool[Array, " T"] | None) -> Float[Array, "T D"]:
+    """Zero at padding."""
+    return y if mask is None else jnp.where(mask[:, None], y, 0)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from .routing import Routing
+from .routing import Routing, assignment_counts
 
 
 class RouterLoss(abc.ABC):
@@ -35,10 +35,21 @@ class BalanceLoss(RouterLoss):
         return experts * (assignment_share(routing) * importance(routing, mask)).sum()
 
 
+@dataclass(frozen=True, kw_only=True)
+class ZLoss(RouterLoss):
+    """Mean squared logsumexp of the router's logits, which keeps them small. Zoph et al. 2022 (ST-MoE),
+    https://arxiv.org/abs/2202.08906, eq. 5."""
+
+    coefficient: float = 1e-3
+
+    def __call__(self, routing: Routing, mask: Bool[Array, " T"] | None) -> Float[Array, ""]:
+        return token_mean(jnp.square(jax.nn.logsumexp(routing.logits, axis=-1)), mask)
+
+
 def assignment_share(routing: Routing) -> Float[Array, " E"]:
     """Each expert's share of the assignments: sums to 1; no gradient."""
-    count = jnp.zeros(routing.probs.shape[1], jnp.float32).at[routing.expert].add(1.0, mode="drop")
-    return jax.lax.stop_gradient(count / jnp.maximum(count.sum(), 1.0))
+    count = assignment_counts(routing).astype(jnp.float32)
+    return count / jnp.maximum(count.sum(), 1.0)
 
 
 def importance(routing: Routing, mask: Bool[Array, " T"] | None) -> Float[Array, " E"]:

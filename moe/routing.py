@@ -5,9 +5,12 @@ A assignments (token-expert pairs).
 """
 
 import abc
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 
@@ -43,12 +46,23 @@ NO_CONTEXT = RoutingContext()
 """All tokens are real, nothing else is known."""
 
 
+class RouterState(nnx.Variable):
+    """What a router remembers besides parameters: a balance bias, an adaptive coefficient, a table.
+
+    Checkpointed with the parameters and never seen by the optimizer. A call does not change it: the router returns the
+    new value, computed from the load of the whole global batch, and the owner of the model stores it after the step,
+    `layer.update_router_state(stats.router_state)` or `model.update_router_states(output.stats)`.
+    """
+
+
 @runtime_checkable
 class RouterModule(Protocol):
     """A built router: an `nnx.Module` that maps tokens to assignments."""
 
-    def __call__(self, x: Float[Array, "T D"], context: RoutingContext) -> tuple[Routing, Any]:
-        """Return the routing, and the new state of a router that remembers more than parameters; None: it does not."""
+    def __call__(
+        self, x: Float[Array, "T D"], context: RoutingContext
+    ) -> tuple[Routing, Mapping[str, jax.Array] | None]:
+        """Return the routing, and new values of the router's `RouterState`s by attribute name; None: nothing is new."""
         ...
 
 
@@ -60,6 +74,11 @@ class Router(abc.ABC):
     def experts_per_token(self) -> float:
         """How many experts run for a token, on average: the share of the experts' parameters that is active."""
 
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether a token's experts depend on later tokens. A causal decoder refuses that unless told otherwise."""
+        return False
+
     @abc.abstractmethod
     def build(self, *, width: int, experts: int, key: jax.Array) -> RouterModule:
         """Build the router for tokens of `width` and `experts` experts. Raises ValueError where the two do not fit."""
@@ -70,4 +89,10 @@ def tokens_of(routing: Routing) -> Int[Array, " A"]:
     if routing.token is not None:
         return routing.token
     tokens, assignments = routing.logits.shape[0], routing.expert.shape[0]
-    return jax.numpy.arange(assignments) // (assignments // tokens)
+    return jnp.arange(assignments) // (assignments // tokens)
+
+
+def assignment_counts(routing: Routing) -> Int[Array, " E"]:
+    """How many assignments each expert got, before any dispatcher drops some."""
+    experts = jnp.arange(routing.logits.shape[1], dtype=routing.expert.dtype)
+    return (routing.expert[:, None] == experts[None]).sum(axis=0, dtype=jnp.int32)

@@ -1,7 +1,9 @@
 """Statistics of one mixture-of-experts layer, returned by it."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -13,20 +15,30 @@ class MoEStats(NamedTuple):
     """Means over the global batch, padding left out. With gradient accumulation: over each micro-batch."""
 
     load: Float[Array, " E"]
-    """Share of the assignments that each expert received; sums to 1."""
+    """Share of the assignments that the router gave to each expert, dropped ones included; sums to 1."""
     importance: Float[Array, " E"]
     """Mean router probability of each expert; sums to 1."""
     entropy: Float[Array, ""]
     """Mean entropy of a token's router probabilities, in nats: log E when the router has no opinion."""
     max_violation: Float[Array, ""]
     """MaxVio: the busiest expert's load over the mean load, minus 1. Wang et al. 2024, https://arxiv.org/abs/2408.15664."""
+    dropped: Float[Array, ""]
+    """Share of the assignments that the dispatcher had no place for; 0 where nothing is dropped."""
     losses: dict[str, Float[Array, ""]]
     """Each auxiliary loss by its name, before its coefficient."""
     loss: Float[Array, ""]
     """What to add to the task's loss: the losses times their coefficients."""
+    router_state: Mapping[str, jax.Array]
+    """New values of the router's `RouterState`s, to be stored after the step; empty where nothing is new."""
 
 
-def moe_stats(routing: Routing, mask: Bool[Array, " T"] | None, losses: tuple[RouterLoss, ...]) -> MoEStats:
+def moe_stats(
+    routing: Routing,
+    mask: Bool[Array, " T"] | None,
+    losses: tuple[RouterLoss, ...],
+    dropped: Float[Array, ""],
+    router_state: Mapping[str, jax.Array],
+) -> MoEStats:
     """Measure a routing. `losses` are of different classes."""
     load, experts = assignment_share(routing), routing.probs.shape[1]
     values = {type(loss).__name__: loss(routing, mask) for loss in losses}
@@ -37,6 +49,8 @@ def moe_stats(routing: Routing, mask: Bool[Array, " T"] | None, losses: tuple[Ro
         importance=importance(routing, mask),
         entropy=token_mean(-(routing.probs * log_probs).sum(axis=-1), mask),
         max_violation=load.max() * experts - 1.0,
+        dropped=dropped,
         losses=values,
         loss=sum(weighted, start=jnp.zeros((), jnp.float32)),
+        router_state=jax.lax.stop_gradient(dict(router_state)),
     )

@@ -21,7 +21,7 @@ from .evaluation import bits_per_byte
 from .interruption import Interruption
 from .progress import TrainingProgress
 from .restore import METRIC, restore_weights
-from .step import Trainer, TrainState, build_trainer, to_device
+from .step import ROUTERS, Trainer, TrainState, build_trainer, to_device
 
 PROFILED_STEPS = range(5, 10)
 """Steps after the start that `profile` traces: late enough to be compiled."""
@@ -189,12 +189,13 @@ class _Run(NamedTuple):
         if not bool(outcome["finite"]):
             raise NonFinite(self._non_finite(step, outcome))
         if step == 1 or step % self.experiment.log_every == 0:
-            figures = {
-                name: float(value) for name, value in outcome.items() if name not in ("finite", "gradient_norms")
-            }
+            arrays = ("finite", "gradient_norms", ROUTERS)
+            figures = {name: float(value) for name, value in outcome.items() if name not in arrays}
             self.progress.measured(step, figures["loss"])
             if self.metrics is not None:
                 self.metrics.write(step, "train", figures | {"tokens_per_second": self.progress.tokens_per_second})
+                if ROUTERS in outcome:
+                    self.metrics.write(step, ROUTERS, jax.device_get(outcome[ROUTERS]))
 
     def _non_finite(self, step: int, outcome: dict[str, Any]) -> str:
         norms = {name: float(norm) for name, norm in outcome["gradient_norms"].items()}

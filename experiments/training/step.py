@@ -17,13 +17,20 @@ from ...models import Decoder, DecoderLM, Layout, Output
 from ..data import Windows, target_mask
 from ..optimizers import Optimizer
 
+ROUTERS = "routers"
+"""Among a step's metrics: the statistics of each layer that routes, as "layers.3.entropy"."""
+LAYER_FIGURES = ("load", "importance", "entropy", "max_violation", "dropped")
+"""Fields of `MoEStats` that are measured layer by layer."""
+MEAN_FIGURES = {"router_entropy": "entropy", "max_violation": "max_violation", "dropped": "dropped"}
+"""Means over the layers: name of the metric, field of `MoEStats`."""
+
 
 class TrainState(NamedTuple):
     """All that a run carries from step to step, besides the position in the data."""
 
     params: nnx.State
     variables: nnx.State
-    """What a module of the user's keeps beside parameters; the optimizer does not see it."""
+    """What modules keep beside parameters, as `RouterState`; the optimizer does not see it."""
     optimizer: Any
     step: Int[Array, ""]
     """Steps done."""
@@ -67,25 +74,28 @@ def build_trainer(
 
     def loss(params: nnx.State, variables: nnx.State, windows: Windows, key: jax.Array, targets: jax.Array):
         output = _forward(nnx.merge(graph, params, variables), windows, layout, key=key, training=True)
-        task, auxiliary = _nats(output, windows) / targets, _router_metrics(output, accumulation)
-        return task + auxiliary["auxiliary_loss"], {"loss": task, **auxiliary}
+        task, routing = _nats(output, windows) / targets, _router_metrics(output, accumulation)
+        return task + routing["auxiliary_loss"], ({"loss": task, **routing}, output.stats)
 
     def step(state: TrainState, windows: Windows) -> tuple[TrainState, dict[str, Any]]:
         key = jax.random.fold_in(jax.random.key(state.seed), state.step)
         targets = jnp.maximum(target_mask(windows.segments).sum(), 1).astype(jnp.float32)
 
-        def gradient(part: Windows, index: jax.Array) -> tuple[nnx.State, dict[str, jax.Array]]:
+        def gradient(variables: nnx.State, part: Windows, index: jax.Array) -> tuple[Any, nnx.State]:
             part_key = jax.random.fold_in(key, index)
-            return jax.grad(loss, has_aux=True)(state.params, state.variables, part, part_key, targets)
+            gradients, (metrics, stats) = jax.grad(loss, has_aux=True)(state.params, variables, part, part_key, targets)
+            model = nnx.merge(graph, state.params, variables)
+            model.update_router_states(stats)
+            return (gradients, metrics), nnx.split(model, nnx.Param, ...)[2]
 
-        gradients, metrics = _sum_over_parts(gradient, windows, accumulation)
+        (gradients, metrics), variables = _sum_over_parts(gradient, state.variables, windows, accumulation)
         norms = _norms(gradients)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(jnp.stack(list(norms.values()))).all()
         with jax.numpy_dtype_promotion("standard"):
             updates, optimizer_state = rule.update(gradients, state.optimizer, state.params)
             params: Any = optax.apply_updates(state.params, updates)
             rate = learning_rate(state.step)
-        new = TrainState(params, state.variables, optimizer_state, state.step + 1, state.seed)
+        new = TrainState(params, variables, optimizer_state, state.step + 1, state.seed)
         kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
         norm = jnp.sqrt(sum(jnp.square(value) for value in norms.values()))
         return kept, metrics | {
@@ -132,30 +142,41 @@ def _nats(output: Output, windows: Windows) -> Float[Array, ""]:
     return jnp.where(target_mask(windows.segments), nats, 0.0).sum()
 
 
-def _router_metrics(output: Output, accumulation: int) -> dict[str, jax.Array]:
-    """Losses summed over layers, as Switch Transformer does, statistics averaged; each a micro-batch's share."""
-    stats = [layer for layer in output.stats if layer is not None]
+def _router_metrics(output: Output, accumulation: int) -> dict[str, Any]:
+    """Losses summed over layers, as Switch Transformer does, statistics averaged; `ROUTERS` has them layer by layer.
+
+    Each is a micro-batch's share.
+    """
+    stats = {layer: stats for layer, stats in enumerate(output.stats) if stats is not None}
     if not stats:
         return {"auxiliary_loss": jnp.zeros(())}
-    mean = {"router_entropy": [s.entropy for s in stats], "max_violation": [s.max_violation for s in stats]}
-    for name in sorted({name for layer in stats for name in layer.losses}):
-        mean[name] = [layer.losses[name] for layer in stats if name in layer.losses]
-    metrics = {name: jnp.stack(values).mean() for name, values in mean.items()}
-    total = jnp.stack([layer.loss for layer in stats]).sum()
-    return jax.tree.map(lambda value: value / accumulation, metrics | {"auxiliary_loss": total})
+    routers = {
+        f"layers.{layer}.{name}": getattr(of_layer, name) for layer, of_layer in stats.items() for name in LAYER_FIGURES
+    }
+    values = {name: [getattr(s, field) for s in stats.values()] for name, field in MEAN_FIGURES.items()}
+    for name in sorted({name for s in stats.values() for name in s.losses}):
+        values[name] = [s.losses[name] for s in stats.values() if name in s.losses]
+    metrics: dict[str, Any] = {name: jnp.stack(entries).mean() for name, entries in values.items()}
+    metrics |= {"auxiliary_loss": jnp.stack([s.loss for s in stats.values()]).sum(), ROUTERS: routers}
+    return jax.tree.map(lambda value: value / accumulation, metrics)
 
 
-def _sum_over_parts(gradient: Callable, windows: Windows, parts: int) -> Any:
-    """Sum `gradient(part, index)` over `parts` micro-batches, one after another."""
+def _sum_over_parts(gradient: Callable, variables: nnx.State, windows: Windows, parts: int) -> tuple[Any, nnx.State]:
+    """Sum `gradient(variables, part, index)` over `parts` micro-batches, one after another; each leaves the next one
+    its variables."""
     if parts == 1:
-        return gradient(windows, jnp.int32(0))
+        return gradient(variables, windows, jnp.int32(0))
     split = jax.tree.map(lambda a: a.reshape(-1, parts, a.shape[1]).swapaxes(0, 1), windows)
     indices = jnp.arange(parts)
-    shapes = jax.eval_shape(gradient, jax.tree.map(lambda a: a[0], split), indices[0])
+    shapes, _ = jax.eval_shape(gradient, variables, jax.tree.map(lambda a: a[0], split), indices[0])
     zero = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
-    return jax.lax.scan(lambda total, of: (jax.tree.map(jnp.add, total, gradient(*of)), None), zero, (split, indices))[
-        0
-    ]
+
+    def add(carry: tuple[Any, nnx.State], part: tuple[Windows, jax.Array]) -> tuple[tuple[Any, nnx.State], None]:
+        total, variables = carry
+        share, variables = gradient(variables, *part)
+        return (jax.tree.map(jnp.add, total, share), variables), None
+
+    return jax.lax.scan(add, (zero, variables), (split, indices))[0]
 
 
 def _norms(gradients: nnx.State) -> dict[str, Float[Array, ""]]:

@@ -18,6 +18,7 @@ class DensePlan(NamedTuple):
     """Combine weights; 0 where a token does not go to an expert."""
 
     weight: Float[Array, "T E"]
+    dropped: Float[Array, ""]
     group_sizes: None = None
 
 
@@ -27,7 +28,8 @@ class DenseDispatcher(Dispatcher):
 
     def plan(self, routing: Routing) -> DensePlan:
         weight = jnp.zeros(routing.logits.shape, routing.weight.dtype)
-        return DensePlan(weight.at[tokens_of(routing), routing.expert].add(routing.weight, mode="drop"))
+        weight = weight.at[tokens_of(routing), routing.expert].add(routing.weight, mode="drop")
+        return DensePlan(weight, dropped=jnp.zeros((), jnp.float32))
 
     def dispatch(self, x: Float[Array, "T D"], plan: DensePlan) -> Float[Array, "1 T D"]:
         return x[None]

@@ -21,9 +21,19 @@ class Plan(Protocol):
         """Rows of each expert where they are sorted by expert [M, D]; None for equal batches [E, C, D]."""
         ...
 
+    @property
+    def dropped(self) -> Float[Array, ""]:
+        """Share of the assignments that found no place with their expert."""
+        ...
+
 
 class Dispatcher(abc.ABC):
     """A stateless configuration that is also the algorithm: it has no parameters."""
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether a token's place depends on later tokens."""
+        return False
 
     @abc.abstractmethod
     def plan(self, routing: Routing) -> Any:

@@ -1,7 +1,8 @@
-"""Top-k softmax routing.
+"""Top-k routing.
 
-Shazeer et al. 2017, "Outrageously Large Neural Networks", https://arxiv.org/abs/1701.06538, without the noise;
-k = 1 is the router of Switch Transformer, https://arxiv.org/abs/2101.03961; k = 2 renormalised is Mixtral's.
+Shazeer et al. 2017, "Outrageously Large Neural Networks", https://arxiv.org/abs/1701.06538, without the learned noise;
+k = 1 is the router of Switch Transformer, https://arxiv.org/abs/2101.03961; k = 2 renormalised is Mixtral's; sigmoid
+scores renormalised are DeepSeek-V3's, without its groups and bias.
 """
 
 from dataclasses import dataclass
@@ -12,21 +13,28 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from ..routing import Router, Routing, RoutingContext
+from ..scores import Scores, Softmax
 
 
 @dataclass(frozen=True, kw_only=True)
 class TopK(Router):
-    """Each token goes to the k experts that score highest under a softmax over all experts, in float32."""
+    """Each token goes to the k experts that score highest, in float32."""
 
     k: int = 2
     """Experts per token."""
+    scores: Scores = Softmax()
+    """What the logits become: the scores choose and weight the experts."""
     renormalize: bool = True
     """Divide the k weights by their sum (Mixtral, Qwen3-MoE). With k = 1 the weight would be a constant 1 and the
     router would learn from the balance loss alone, so k = 1 wants False (Switch)."""
+    jitter: float = 0.0
+    """In training, multiply the router's input by noise, uniform from 1 - jitter to 1 + jitter (Switch: 0.01)."""
 
     def __post_init__(self):
         if self.k < 1:
             raise ValueError(f"TopK.k is {self.k}; it must be at least 1 expert per token")
+        if not 0 <= self.jitter < 1:
+            raise ValueError(f"TopK.jitter is {self.jitter}; it must be at least 0 and below 1")
 
     @property
     def experts_per_token(self) -> float:
@@ -39,7 +47,7 @@ class TopK(Router):
 
 
 class TopKRouter(nnx.Module):
-    """A linear map to expert logits, a softmax and a top-k."""
+    """A linear map to expert logits, scores and a top-k."""
 
     def __init__(self, config: TopK, *, width: int, experts: int, key: jax.Array):
         self.config = config
@@ -48,12 +56,22 @@ class TopKRouter(nnx.Module):
 
     def __call__(self, x: Float[Array, "T D"], context: RoutingContext) -> tuple[Routing, None]:
         experts = self.kernel.shape[1]
-        logits = x.astype(jnp.float32) @ self.kernel[...].astype(jnp.float32)
-        probs = jax.nn.softmax(logits, axis=-1)
-        weight, expert = jax.lax.top_k(probs, self.config.k)
+        x = x.astype(jnp.float32)
+        if self.config.jitter and context.training:
+            x = x * jitter(self.config.jitter, x.shape, context.key)
+        logits = x @ self.kernel[...].astype(jnp.float32)
+        scores, probs = self.config.scores(logits)
+        weight, expert = jax.lax.top_k(scores, self.config.k)
         if self.config.renormalize:
             weight = weight / weight.sum(axis=-1, keepdims=True)
         if context.mask is not None:
             real = context.mask[:, None]
             weight, expert = jnp.where(real, weight, 0.0), jnp.where(real, expert, experts)
         return Routing(expert.reshape(-1), weight.reshape(-1), None, logits, probs), None
+
+
+def jitter(amount: float, shape: tuple[int, ...], key: jax.Array | None) -> Float[Array, "..."]:
+    """Factors of noise around 1. Fedus et al. 2021, https://arxiv.org/abs/2101.03961, appendix F."""
+    if key is None:
+        raise ValueError("context.key is None; a router with jitter needs a PRNG key in training")
+    return jax.random.uniform(key, shape, minval=1 - amount, maxval=1 + amount)

@@ -17,16 +17,20 @@ from dynamoe.experiments.data import TextFiles
 from dynamoe.experiments.experiment import Experiment
 from dynamoe.experiments.optimizers import AdamW
 from dynamoe.models import Attention, Decoder, Dense
-from dynamoe.moe import MoE, SwiGLU
+from dynamoe.moe import DenseDispatcher, MoE, SwiGLU
 
 TEXT = "\n\n".join(f"line {i}: {i * i} is the square of {i}" + " and more" * (i % 7) for i in range(200))
 
 TINY_MODEL = Decoder(
-    vocab=258, width=16, layers=2, attention=Attention(heads=2), ffn=MoE(experts=4, expert=SwiGLU(hidden=16))
+    vocab=258,
+    width=16,
+    layers=2,
+    attention=Attention(heads=2),
+    ffn=MoE(experts=4, expert=SwiGLU(hidden=16), dispatcher=DenseDispatcher()),  # the fastest to compile
 )
 
 RECIPE = '''
-"""A router of the user's own: the best of noisy logits, with a bias that no optimizer sees."""
+"""A router of the user's own: the best of noisy logits, with a bias that follows the load and no optimizer sees."""
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +40,7 @@ from dynamoe.experiments.data import TextFiles
 from dynamoe.experiments.experiment import Experiment
 from dynamoe.experiments.optimizers import Muon
 from dynamoe.models import Attention, Decoder
-from dynamoe.moe import MoE, Router, Routing, SwiGLU
+from dynamoe.moe import DenseDispatcher, MoE, Router, RouterState, Routing, SwiGLU
 from flax import nnx
 
 
@@ -53,15 +57,11 @@ class Noisy(Router):
         return NoisyRouter(self, width, experts, key)
 
 
-class Bias(nnx.Variable):
-    pass
-
-
 class NoisyRouter(nnx.Module):
     def __init__(self, config, width, experts, key):
         self.config = config
         self.kernel = nnx.Param(jax.random.normal(key, (width, experts)) / width**0.5, axes=("embed", None))
-        self.bias = Bias(jnp.arange(experts, dtype=jnp.float32), axes=(None,))
+        self.bias = RouterState(jnp.arange(experts, dtype=jnp.float32), axes=(None,))
 
     def __call__(self, x, context):
         logits = x.astype(jnp.float32) @ self.kernel[...] + self.bias[...][None]
@@ -70,7 +70,9 @@ class NoisyRouter(nnx.Module):
         probs = jax.nn.softmax(logits, axis=-1)
         expert = probs.argmax(axis=-1).astype(jnp.int32)
         weight = jnp.take_along_axis(probs, expert[:, None], axis=1)[:, 0]
-        return Routing(expert, weight, None, logits, probs), None
+        share = jax.nn.one_hot(expert, probs.shape[1]).mean(axis=0)
+        state = {"bias": self.bias[...] + 0.1 * (1 / probs.shape[1] - share)} if context.training else None
+        return Routing(expert, weight, None, logits, probs), state
 
 
 def recipe():
@@ -80,7 +82,7 @@ def recipe():
             width=16,
             layers=2,
             attention=Attention(heads=2),
-            ffn=MoE(experts=4, router=Noisy(), expert=SwiGLU(hidden=16)),
+            ffn=MoE(experts=4, router=Noisy(), expert=SwiGLU(hidden=16), dispatcher=DenseDispatcher()),
         ),
         source=TextFiles(train=(str(Path(__file__).parent / "text.txt"),), separator="\\n\\n"),
         optimizer=Muon(learning_rate=1e-2),
@@ -199,5 +201,5 @@ def dynamoe(
 
 @pytest.fixture(scope="session")
 def recipe_text() -> str:
-    """A recipe with a router of its own, which draws noise and keeps a variable."""
+    """A recipe with a router of its own, which draws noise and keeps a state."""
     return RECIPE

@@ -14,19 +14,21 @@ from flax import nnx
 from dynamoe.models import Attention, Decoder, Dense, EveryNth, FirstLayers, with_layers
 from dynamoe.moe import (
     BalanceLoss,
+    DenseDispatcher,
     Experts,
     FeedForward,
     MoE,
     MoEStats,
     Router,
     RouterLoss,
+    RouterState,
     Routing,
     SwiGLU,
     TopK,
 )
 
 B, S, V = 2, 12, 24
-MOE = MoE(experts=4, router=TopK(k=2), expert=SwiGLU(hidden=8))
+MOE = MoE(experts=4, router=TopK(k=2), expert=SwiGLU(hidden=8), dispatcher=DenseDispatcher())  # the fastest to compile
 SWITCH = MoE(experts=4, router=TopK(k=1, renormalize=False), expert=SwiGLU(hidden=8))
 DENSE = Dense(hidden=24)
 BASE = Decoder(vocab=V, width=16, layers=2, attention=Attention(heads=4, kv_heads=2), ffn=MOE)
@@ -418,7 +420,8 @@ class DoublingExperts(nnx.Module):
         self.experts = experts
 
     def __call__(self, rows, group_sizes):
-        return jnp.exp2(jnp.arange(self.experts, dtype=rows.dtype))[:, None, None] * rows
+        expert = jnp.searchsorted(jnp.cumsum(group_sizes), jnp.arange(rows.shape[0]), side="right")
+        return jnp.exp2(expert.astype(rows.dtype))[:, None] * rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -436,8 +439,29 @@ class ScaleLayer(nnx.Module):
     def __call__(self, x, context=None, tap=None):
         noise = jnp.zeros(()) if context.key is None else jax.random.normal(context.key)
         nothing = jnp.zeros(1)
-        stats = MoEStats(nothing, nothing, noise, noise, {}, jnp.zeros(()))
+        zero = jnp.zeros(())
+        stats = MoEStats(nothing, nothing, noise, noise, dropped=zero, losses={}, loss=zero, router_state={})
         return x * jnp.broadcast_to(self.scale[...], x.shape), stats
+
+
+class CountingRouter(nnx.Module):
+    """Counts the real tokens that it has seen."""
+
+    def __init__(self, experts):
+        self.experts = experts
+        self.seen = RouterState(jnp.zeros(()))
+
+    def __call__(self, x, context):
+        routing, _ = ByTokenIdRouter(self.experts)(x, context)
+        return routing, {"seen": self.seen[...] + context.mask.astype(jnp.float32).sum()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counting(ByTokenId):
+    looks_ahead = True
+
+    def build(self, *, width, experts, key):
+        return CountingRouter(experts)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -471,6 +495,37 @@ def test_a_users_network_works_in_both_forms_and_each_layer_draws_its_own_number
     (here, noise), (there, same), (_, other) = run(True, 9), run(False, 9), run(True, 10)
     np.testing.assert_allclose(here, there, rtol=1e-4, atol=1e-5)
     assert noise == same and len(set(noise)) == 3 and noise[0] != other[0]
+
+
+COUNTING = MoE(experts=4, router=Counting(), expert=Doubling())
+
+
+@pytest.mark.parametrize("stacked", [True, False], ids=["stacked", "unstacked"])
+@pytest.mark.parametrize("ffn", [COUNTING, EveryNth(ffn=COUNTING, otherwise=DENSE)], ids=["all", "every second"])
+def test_every_layers_router_keeps_a_state_of_its_own(ffn, stacked):
+    model = dataclasses.replace(BASE, layers=4, ffn=ffn, allow_look_ahead=True).build(
+        jax.random.key(0), stacked=stacked
+    )
+    before = jax.tree.map(np.asarray, nnx.state(model, RouterState))
+    stats = model(jnp.asarray(TOKENS), jnp.asarray(SEGMENTS), jnp.asarray(POSITIONS)).stats
+    jax.tree.map(np.testing.assert_array_equal, before, nnx.state(model, RouterState))
+    # Each layer's number is made its own, to see where it goes.
+    numbered = [s and s._replace(router_state={"seen": s.router_state["seen"] + i}) for i, s in enumerate(stats)]
+    model.update_router_states(tuple(numbered))
+    layers = [layer for segment in with_layers(model, stacked=False).segments for layer in segment.unit.layers]
+    real = (SEGMENTS > 0).sum()
+    routers = [layer.ffn.router if ffn.at(i) == COUNTING else None for i, layer in enumerate(layers)]
+    assert [router and float(router.seen[...]) for router in routers] == [
+        real + i if ffn.at(i) == COUNTING else None for i in range(4)
+    ]
+
+
+def test_a_router_that_looks_ahead_is_refused_unless_the_config_allows_it():
+    with pytest.raises(
+        ValueError, match=r"Decoder\.ffn of layer 1 is MoE\(.*Counting\(\).*, which looks at later tokens"
+    ):
+        dataclasses.replace(BASE, layers=4, ffn=EveryNth(ffn=COUNTING, otherwise=DENSE))
+    assert dataclasses.replace(BASE, ffn=COUNTING, allow_look_ahead=True).feed_forwards[0].looks_ahead
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,23 @@
 """Dispatchers: what every one of them does, and that each agrees with a loop over assignments."""
 
+import functools
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from dynamoe.moe import DenseDispatcher, Routing, SwiGLU
+from dynamoe.moe import CapacityDispatcher, DenseDispatcher, DroplessDispatcher, Routing, SwiGLU
 
 T, D, E = 5, 8, 3
-DISPATCHERS = [DenseDispatcher()]
+DISPATCHERS = [
+    DenseDispatcher(),
+    DroplessDispatcher(),
+    CapacityDispatcher(capacity_factor=3.0),  # 3 experts: room for all
+    CapacityDispatcher(capacity_factor=3.0, routing_group=2),
+]
 every_dispatcher = pytest.mark.parametrize("dispatcher", DISPATCHERS, ids=str)
 
 # Token 0 goes to experts 2 and 0, token 1 to 1, token 2 to nobody, token 3 to 0 and 1, token 4 to 2.
@@ -102,3 +111,128 @@ def test_dense_plan_by_hand():
 def test_dense_adds_two_assignments_of_a_token_to_one_expert():
     plan = DenseDispatcher().plan(routing(expert=[[1, 1]] * T, weight=[[0.5, 0.25]] * T))
     np.testing.assert_array_equal(plan.weight, np.float32([[0, 0.75, 0]] * T))
+
+
+# Routings of 12 tokens with 2 experts each of 4; E marks nobody. Every dispatcher must do with each what dense does.
+MANY, EXPERTS = 12, 4
+ROUTINGS = {
+    "random": np.random.default_rng(0).permuted(np.tile(np.arange(EXPERTS), (MANY, 1)), axis=1)[:, :2],
+    "all to one pair": np.tile([3, 1], (MANY, 1)),
+    "half padding": np.where(np.arange(MANY)[:, None] % 2, EXPERTS, np.random.default_rng(1).integers(0, 4, (MANY, 2))),
+    "all padding": np.full((MANY, 2), EXPERTS),
+}
+
+
+@pytest.fixture(scope="module")
+def value_and_gradients():
+    """The sum of squares of the output, its gradients in tokens, weights and experts; compiled once per dispatcher."""
+    graph, state = nnx.split(SwiGLU(hidden=4).build(experts=EXPERTS, width=D, key=jax.random.key(1)))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def compute(dispatcher, x, expert, weight, token):
+        def loss(x, weight, state):
+            routing = Routing(expert, weight, token, jnp.zeros((MANY, EXPERTS)), jnp.zeros((MANY, EXPERTS)))
+            y = through(dispatcher, x, routing, nnx.merge(graph, state))
+            return jnp.square(y).sum(), y
+
+        return jax.grad(loss, (0, 1, 2), has_aux=True)(x, weight, state)
+
+    return compute
+
+
+@pytest.mark.parametrize("name", ROUTINGS)
+@pytest.mark.parametrize("spelled_out", [False, True], ids=["token-major", "tokens spelled out"])
+@pytest.mark.parametrize(
+    "dispatcher",
+    [
+        DroplessDispatcher(),
+        CapacityDispatcher(capacity_factor=4.0),
+        CapacityDispatcher(capacity_factor=4.0, routing_group=5),
+    ],
+    ids=str,
+)
+def test_values_and_gradients_equal_those_of_dense(dispatcher, spelled_out, name, value_and_gradients):
+    expert = jnp.array(ROUTINGS[name].reshape(-1), jnp.int32)
+    weight = jnp.where(expert < EXPERTS, jax.random.normal(jax.random.key(2), expert.shape), 0.0)
+    token = jnp.repeat(jnp.arange(MANY), 2) if spelled_out else None
+    x = jax.random.normal(jax.random.key(3), (MANY, D))
+    found = value_and_gradients(dispatcher, x, expert, weight, token)
+    expected = value_and_gradients(DenseDispatcher(), x, expert, weight, None)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def first_come(expert, capacity, group):
+    """Which assignments find a place, as the definition has it: one after another, per expert and group of tokens."""
+    taken, kept = {}, []
+    for token, row in enumerate(expert):
+        for e in row:
+            queue = (token // group, int(e))
+            taken[queue] = taken.get(queue, 0) + 1
+            kept.append(e < EXPERTS and taken[queue] <= capacity)
+    return np.array(kept)
+
+
+@pytest.mark.parametrize("group", [None, 4, 5, 100])
+def test_a_place_goes_to_whom_comes_first_in_each_group(group):
+    dispatcher = CapacityDispatcher(capacity_factor=0.3, routing_group=group)
+    expert = ROUTINGS["half padding"]
+    size = min(group or MANY, MANY)
+    capacity = math.ceil(0.3 * 2 * size / EXPERTS)
+    assert dispatcher.capacity(tokens=MANY, assignments=2 * MANY, experts=EXPERTS) == capacity
+    zeros = jnp.zeros((MANY, EXPERTS))
+    routing = Routing(jnp.array(expert.ravel(), jnp.int32), jnp.ones(2 * MANY), None, zeros, zeros)
+    plan = jax.jit(dispatcher.plan)(routing)
+    kept, rows = first_come(expert, capacity, size), plan.places.assignment.shape[0]
+    assert rows == EXPERTS * math.ceil(MANY / size) * capacity
+    np.testing.assert_array_equal(np.asarray(plan.places.row) < rows, kept)
+    np.testing.assert_allclose(plan.dropped, 1 - kept.sum() / (expert < EXPERTS).sum(), atol=1e-6)
+    assert 0 < plan.dropped < 1
+    # Each row that is taken knows the assignment that took it, and belongs to its expert.
+    for assignment, row in enumerate(np.asarray(plan.places.row)):
+        if row < rows:
+            assert plan.places.assignment[row] == assignment
+            assert row // (rows // EXPERTS) == expert.ravel()[assignment]
+    assert (np.asarray(plan.places.assignment) < 2 * MANY).sum() == kept.sum()
+
+
+def test_a_dropped_assignment_adds_nothing(experts):
+    # Four tokens to expert 1, then one to expert 0: ceil(1.0 * 5 / 3) = 2 places, so tokens 2 and 3 are dropped.
+    chosen = routing(expert=[1, 1, 1, 1, 0], weight=[1.0] * 5)
+    x = jax.random.normal(jax.random.key(4), (T, D))
+    y = through(CapacityDispatcher(capacity_factor=1.0), x, chosen, experts)
+    expected = through(DenseDispatcher(), x, chosen, experts)
+    np.testing.assert_array_equal(np.abs(y).max(axis=1) > 0, [True, True, False, False, True])
+    np.testing.assert_allclose(y[np.array([0, 1, 4])], expected[np.array([0, 1, 4])], rtol=1e-4, atol=1e-6)
+
+
+def test_no_token_loses_its_place_to_a_later_one(experts):
+    # What the last tokens choose changes nothing for the first three.
+    dispatcher, x = CapacityDispatcher(capacity_factor=0.9), jax.random.normal(jax.random.key(4), (T, D))
+    one, other = (
+        through(dispatcher, x, routing(expert=[[1, 0], [1, 2], [1, 0], *last], weight=[[1.0, 0.5]] * T), experts)
+        for last in ([[0, 2], [0, 1]], [[1, 0], [2, 0]])
+    )
+    np.testing.assert_array_equal(one[:3], other[:3])
+
+
+def test_capacity_is_rounded_up_but_not_by_a_rounding_error():
+    def places(factor, assignments):
+        return CapacityDispatcher(capacity_factor=factor).capacity(
+            tokens=assignments, assignments=assignments, experts=1
+        )
+
+    assert places(1.1, 10) == 11  # 1.1 * 10 is 11.000000000000002
+    assert places(1.25, 10) == 13
+    assert places(0.001, 10) == 1
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0, math.inf, math.nan])
+def test_a_capacity_factor_that_is_not_positive_and_finite_is_refused(factor):
+    with pytest.raises(ValueError, match=rf"capacity_factor is {factor}; it must be above 0 and finite"):
+        CapacityDispatcher(capacity_factor=factor)
+
+
+def test_a_routing_group_without_tokens_is_refused():
+    with pytest.raises(ValueError, match=r"routing_group is 0; it must be at least 1 token"):
+        CapacityDispatcher(routing_group=0)

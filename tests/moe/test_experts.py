@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dynamoe.moe import SwiGLU
+from dynamoe.moe import GELU, SwiGLU
 from dynamoe.moe.experts import expert_matmul
 
 E, C, D, F = 4, 3, 8, 16
@@ -28,6 +28,15 @@ def test_swiglu_by_hand():
     np.testing.assert_allclose(experts(rows, None).ravel(), [15.352230, -1.192029], rtol=1e-5)
 
 
+def test_gelu_by_hand():
+    experts = GELU(hidden=1).build(experts=2, width=1, key=jax.random.key(0))
+    experts.up[...] = jnp.array([1.0, 2.0]).reshape(2, 1, 1)
+    experts.down[...] = jnp.array([3.0, -1.0]).reshape(2, 1, 1)
+    # gelu(z) = z * Phi(z). Expert 0 on 1: 3 * 0.8413447 = 2.524034. Expert 1 on -1: -1 * (-2 * 0.0227501) = 0.0455003.
+    rows = jnp.array([1.0, -1.0]).reshape(2, 1, 1)
+    np.testing.assert_allclose(experts(rows, None).ravel(), [2.524034, 0.0455003], rtol=1e-5)
+
+
 def test_every_expert_runs_on_its_own_rows(experts, key):
     rows = jax.random.normal(key, (E, C, D))
     gate, up, down = (np.asarray(w[...], np.float64) for w in (experts.gate, experts.up, experts.down))
@@ -38,7 +47,9 @@ def test_every_expert_runs_on_its_own_rows(experts, key):
         np.testing.assert_allclose(experts(rows, None)[expert], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_sorted_rows_equal_equal_batches_in_value_and_gradient(experts, key):
+@pytest.mark.parametrize("config", [SwiGLU(hidden=F), GELU(hidden=F)], ids=["SwiGLU", "GELU"])
+def test_sorted_rows_equal_equal_batches_in_value_and_gradient(config, key):
+    experts = config.build(experts=E, width=D, key=jax.random.key(1))
     rows = jax.random.normal(key, (E, C, D))
     graph, state = nnx.split(experts)
 
@@ -89,6 +100,11 @@ def test_weights_carry_logical_axes_and_stay_float32_for_bfloat16_rows(experts):
     assert experts.gate[...].dtype == jnp.float32
 
 
+def test_one_expert_alone_is_not_split_over_devices():
+    alone = GELU(hidden=F).build(experts=1, width=D, key=jax.random.key(1))
+    assert alone.up.get_metadata()["axes"] == (None, "embed", "mlp")
+
+
 def test_each_expert_starts_with_numbers_of_its_own_and_variance_one_over_fan_in():
     gate = np.asarray(SwiGLU(hidden=64).build(experts=2, width=64, key=jax.random.key(1)).gate[...])
     assert np.abs(gate[0] - gate[1]).max() > 0.1
@@ -96,6 +112,13 @@ def test_each_expert_starts_with_numbers_of_its_own_and_variance_one_over_fan_in
     np.testing.assert_allclose(gate.var() * 64, 1.0, atol=0.1)
 
 
-def test_hidden_width_below_one_is_refused():
-    with pytest.raises(ValueError, match=r"SwiGLU\.hidden is 0; it must be at least 1"):
-        SwiGLU(hidden=0)
+@pytest.mark.parametrize("config", [SwiGLU, GELU])
+def test_hidden_width_below_one_is_refused(config):
+    with pytest.raises(ValueError, match=rf"{config.__name__}\.hidden is 0; it must be at least 1"):
+        config(hidden=0)
+
+
+def test_an_implementation_that_does_not_exist_is_refused_by_name(key):
+    experts = SwiGLU(hidden=F, implementation="fastest").build(experts=E, width=D, key=key)
+    with pytest.raises(ValueError, match="implementation is 'fastest'"):
+        experts(jnp.ones((6, D)), jnp.array([2, 2, 1, 1]))

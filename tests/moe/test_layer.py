@@ -12,15 +12,20 @@ from jaxtyping import Array, Int
 
 from dynamoe.moe import (
     BalanceLoss,
+    CapacityDispatcher,
+    DenseDispatcher,
     Dispatcher,
     Experts,
     MoE,
     Router,
     RouterLoss,
+    RouterState,
     Routing,
     RoutingContext,
+    Sigmoid,
     SwiGLU,
     TopK,
+    ZLoss,
 )
 from dynamoe.moe.routing import NO_CONTEXT, tokens_of
 
@@ -55,14 +60,13 @@ class ByTokenIdRouter(nnx.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ZLoss(RouterLoss):
-    """Mean squared logsumexp."""
+class Largest(RouterLoss):
+    """The largest logit."""
 
     coefficient: float = 0.5
 
     def __call__(self, routing, mask):
-        squared = jnp.square(jax.nn.logsumexp(routing.logits, axis=-1))
-        return squared.mean() if mask is None else squared.mean(where=mask)
+        return routing.logits.max()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,13 +83,17 @@ class LinearExperts(nnx.Module):
         self.scale = nnx.Param(scale, axes=("expert", "embed"))
 
     def __call__(self, rows, group_sizes):
-        return rows * self.scale[...][:, None]
+        if group_sizes is None:
+            return rows * self.scale[...][:, None]
+        expert = jnp.searchsorted(jnp.cumsum(group_sizes), jnp.arange(rows.shape[0]), side="right")
+        return rows * self.scale[...].at[expert].get(mode="fill", fill_value=0)
 
 
 class SortedPlan(NamedTuple):
     token: Int[Array, " A"]
     weight: jax.Array
     group_sizes: Int[Array, " E"]
+    dropped: jax.Array
     tokens: int
 
 
@@ -96,7 +104,7 @@ class Sorted(Dispatcher):
     def plan(self, routing):
         order, tokens = jnp.argsort(routing.expert), routing.logits.shape[0]
         sizes = jnp.zeros(routing.logits.shape[1], jnp.int32).at[routing.expert].add(1, mode="drop")
-        return SortedPlan(tokens_of(routing)[order], routing.weight[order], sizes, tokens)
+        return SortedPlan(tokens_of(routing)[order], routing.weight[order], sizes, jnp.zeros(()), tokens)
 
     def dispatch(self, x, plan):
         return x[plan.token]
@@ -107,11 +115,21 @@ class Sorted(Dispatcher):
 
 
 CONFIGS = [
-    MoE(experts=E, router=TopK(k=2), expert=SwiGLU(hidden=F)),
+    MoE(experts=E, router=TopK(k=2), expert=SwiGLU(hidden=F), dispatcher=DenseDispatcher()),
     MoE(experts=E, router=TopK(k=1, renormalize=False), expert=SwiGLU(hidden=F), dispatcher=Sorted()),
     MoE(experts=E, router=TopK(k=E, renormalize=False), expert=SwiGLU(hidden=F), losses=()),
+    MoE(
+        experts=E,
+        router=TopK(k=2, scores=Sigmoid()),
+        expert=SwiGLU(hidden=F),
+        dispatcher=CapacityDispatcher(capacity_factor=E / 2),
+        shared=SwiGLU(hidden=2 * F),
+        losses=(BalanceLoss(), ZLoss()),
+    ),
 ]
-every_config = pytest.mark.parametrize("config", CONFIGS, ids=["top-2", "top-1 sorted", "top-E"])
+every_config = pytest.mark.parametrize(
+    "config", CONFIGS, ids=["top-2 dense", "top-1 sorted", "top-E dropless", "sigmoid capacity shared"]
+)
 
 
 @pytest.fixture(scope="module")
@@ -138,24 +156,29 @@ def run():
     return call
 
 
+def swiglu(experts, expert, row):
+    gate, up, down = (np.asarray(w[...][expert], np.float64) for w in (experts.gate, experts.up, experts.down))
+    inner = row @ gate
+    return (inner / (1 + np.exp(-inner)) * (row @ up)) @ down
+
+
 def loop(layer, x, mask):
-    """A mixture of experts as the papers write it: for each token, a softmax, the k best, a weighted sum; float64."""
-    config = layer.config
+    """A mixture of experts as the papers write it: for each token, scores, the k best, a weighted sum; float64."""
+    router = layer.config.router
     tokens = np.asarray(x, np.float64).reshape(-1, D)
     kernel = np.asarray(layer.router.kernel[...], np.float64)
-    gate, up, down = (
-        np.asarray(w[...], np.float64) for w in (layer.experts.gate, layer.experts.up, layer.experts.down)
-    )
     y = np.zeros_like(tokens)
     for t, row in enumerate(tokens):
         if not mask[t]:
             continue
-        probs = np.exp(row @ kernel) / np.exp(row @ kernel).sum()
-        chosen = np.argsort(-probs)[: config.router.k]
-        total = probs[chosen].sum() if config.router.renormalize else 1.0
-        for e in chosen:
-            inner = row @ gate[e]
-            y[t] += probs[e] / total * ((inner / (1 + np.exp(-inner)) * (row @ up[e])) @ down[e])
+        exponentials = np.exp(row @ kernel)
+        sigmoid = isinstance(router.scores, Sigmoid)
+        scores = exponentials / (1 + exponentials) if sigmoid else exponentials / exponentials.sum()
+        chosen = np.argsort(-scores)[: router.k]
+        total = scores[chosen].sum() if router.renormalize else 1.0
+        y[t] = sum(scores[e] / total * swiglu(layer.experts, e, row) for e in chosen)
+        if layer.shared is not None:
+            y[t] += swiglu(layer.shared, 0, row)
     return y.reshape(x.shape)
 
 
@@ -223,12 +246,6 @@ def test_bfloat16_layer_is_close_to_float32_and_measures_in_float32(x, run):
     np.testing.assert_allclose(rough.astype(jnp.float32), exact, atol=0.03 * np.abs(exact).max())
 
 
-def test_sorted_rows_equal_dense_dispatch(x, run):
-    dense = MoE(experts=E, router=TopK(k=2), expert=SwiGLU(hidden=F))
-    rows = MoE(experts=E, router=TopK(k=2), expert=SwiGLU(hidden=F), dispatcher=Sorted())
-    np.testing.assert_allclose(run(rows, x)[0], run(dense, x)[0], rtol=1e-4, atol=1e-6)
-
-
 def test_tap_sees_the_input_and_the_routing_once(x):
     seen = []
     CONFIGS[0].build(width=D, key=jax.random.key(1))(x, tap=lambda *call: seen.append(call))
@@ -238,15 +255,14 @@ def test_tap_sees_the_input_and_the_routing_once(x):
 
 
 def test_a_users_router_loss_and_experts_make_a_layer(x):
-    config = MoE(experts=E, router=ByTokenId(), expert=Linear(), losses=(BalanceLoss(), ZLoss()))
+    config = MoE(experts=E, router=ByTokenId(), expert=Linear(), losses=(BalanceLoss(), Largest()))
     ids = jnp.arange(B * S, dtype=jnp.int32) % 7
     y, stats = config.build(width=D, key=jax.random.key(1))(x, RoutingContext(mask=jnp.array(MASK), token_ids=ids))
     # Token t goes to expert ids[t] mod E, which multiplies by that number plus one.
     factor = np.where(MASK, np.asarray(ids) % E + 1, 0)
     np.testing.assert_allclose(y.reshape(-1, D), np.asarray(x).reshape(-1, D) * factor[:, None], rtol=1e-6)
-    # Logits are one-hot: logsumexp is log(e + 3) everywhere.
-    np.testing.assert_allclose(stats.losses["ZLoss"], np.log(np.e + 3) ** 2, rtol=1e-5)
-    np.testing.assert_allclose(stats.loss, 0.01 * stats.losses["BalanceLoss"] + 0.5 * stats.losses["ZLoss"], rtol=1e-5)
+    assert stats.losses["Largest"] == 1  # logits are one-hot
+    np.testing.assert_allclose(stats.loss, 0.01 * stats.losses["BalanceLoss"] + 0.5, rtol=1e-5)
 
 
 def test_active_fraction_is_experts_per_token_over_experts():
@@ -269,14 +285,87 @@ def test_two_losses_of_one_class_are_refused():
         MoE(losses=(BalanceLoss(), BalanceLoss(coefficient=0.1)))
 
 
-def test_a_router_that_returns_a_new_state_is_refused(key: jax.Array) -> None:
-    layer = MoE(experts=2, router=TopK(k=1), expert=SwiGLU(hidden=4)).build(width=4, key=key)
-    plain = layer.router
+# A router that counts the real tokens it has seen, and sends the next to the expert of that number.
+class CountingRouter(nnx.Module):
+    def __init__(self, name="seen"):
+        self.name = name
+        self.seen = RouterState(jnp.zeros((), jnp.int32))
 
-    class Remembering(nnx.Module):
-        def __call__(self, x, context):
-            return plain(x, context)[0], jnp.zeros(2)
+    def __call__(self, x, context):
+        expert = jnp.broadcast_to(self.seen[...] % E, x.shape[:1])
+        probs = jax.nn.one_hot(expert, E)
+        routing = Routing(expert, jnp.ones(x.shape[0]), None, probs, probs)
+        return routing, {self.name: self.seen[...] + x.shape[0]} if context.training else None
 
-    layer.router = Remembering()
-    with pytest.raises(NotImplementedError, match="Remembering returned a new state"):
-        layer(jnp.ones((3, 4)))
+
+@pytest.fixture
+def counting(key):
+    layer = MoE(experts=E, expert=SwiGLU(hidden=F)).build(width=D, key=key)
+    layer.router = CountingRouter()
+    return layer
+
+
+def test_a_routers_state_changes_when_it_is_stored_and_not_before(counting, x):
+    flat = x.reshape(-1, D)[:6]
+    training = RoutingContext(training=True)
+    _, stats = counting(flat, training)
+    assert stats.load[0] == 1 and counting.router.seen[...] == 0
+    counting.update_router_state(stats.router_state)
+    assert counting.router.seen[...] == 6
+    _, stats = counting(flat, training)
+    assert stats.load[6 % E] == 1 and stats.router_state["seen"] == 12
+    assert counting(flat)[1].router_state == {}
+
+
+def test_a_routers_state_is_not_a_parameter(counting):
+    assert (
+        "seen" not in nnx.state(counting, nnx.Param)["router"] if "router" in nnx.state(counting, nnx.Param) else True
+    )
+    assert list(nnx.state(counting, RouterState)["router"]) == ["seen"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        (
+            "bias",
+            jnp.zeros((), jnp.int32),
+            r"CountingRouter returned a new value of 'bias'; its RouterState .* \['seen'\]",
+        ),
+        ("seen", jnp.zeros(2, jnp.int32), r"CountingRouter\.seen is to become int32\[2\]; it must stay int32\[\]"),
+        ("seen", jnp.zeros(()), r"CountingRouter\.seen is to become float32\[\]; it must stay int32\[\]"),
+    ],
+)
+def test_a_state_that_the_router_does_not_have_is_refused(counting, name, value, message):
+    with pytest.raises(ValueError, match=message):
+        counting.update_router_state({name: value})
+
+
+def test_a_new_state_is_checked_in_the_call_that_makes_it(counting, x):
+    counting.router.name = "bias"
+    with pytest.raises(ValueError, match=r"CountingRouter returned a new value of 'bias'"):
+        counting(x, RoutingContext(training=True))
+
+
+def test_what_the_capacity_drops_is_in_the_statistics(x):
+    # 10 tokens, one expert each, ceil(0.5 * 10 / 4) = 2 places per expert.
+    config = MoE(
+        experts=E,
+        router=TopK(k=1, renormalize=False),
+        expert=SwiGLU(hidden=F),
+        dispatcher=CapacityDispatcher(capacity_factor=0.5),
+    )
+    y, stats = config.build(width=D, key=jax.random.key(1))(x)
+    count = np.round(np.asarray(stats.load) * B * S)
+    dropped = np.maximum(count - 2, 0).sum()
+    assert dropped > 0
+    np.testing.assert_allclose(stats.dropped, dropped / (B * S), rtol=1e-6)
+    assert (np.abs(y).max(axis=-1) == 0).sum() == dropped
+
+
+def test_a_layer_looks_ahead_where_its_router_does():
+    @dataclass(frozen=True, kw_only=True)
+    class Ahead(TopK):
+        looks_ahead = True
+
+    assert MoE(experts=E, router=Ahead()).looks_ahead and not MoE(experts=E).looks_ahead

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynamoe.moe import BalanceLoss, Routing
+from dynamoe.moe import BalanceLoss, Routing, ZLoss
 from dynamoe.moe.losses import token_mean
 
 E = 4
@@ -74,6 +74,16 @@ def test_padding_takes_no_part_in_the_balance_loss():
     mask = jnp.arange(12) < 8
     padded, cut = BalanceLoss()(routing_of(probs, 2, mask), mask), BalanceLoss()(routing_of(probs[:8], 2), None)
     np.testing.assert_allclose(padded, cut, rtol=1e-6)
+
+
+def test_z_loss_by_hand():
+    # Logits (log 1, log 3) and (log 2, log 2): their sums of exponentials are 4 and 4, so the loss is (log 4)^2.
+    # With the second token padding it stays; logits scaled by e add 1 to the logarithm.
+    logits = jnp.log(jnp.array([[1.0, 3.0], [2.0, 2.0]]))
+    routing = Routing(jnp.zeros(2, jnp.int32), jnp.ones(2), None, logits, jax.nn.softmax(logits))
+    np.testing.assert_allclose(ZLoss()(routing, None), np.log(4) ** 2, rtol=1e-6)
+    shifted = routing._replace(logits=logits + jnp.array([[0.0], [1.0]]))
+    np.testing.assert_allclose(ZLoss()(shifted, jnp.array([False, True])), (np.log(4) + 1) ** 2, rtol=1e-6)
 
 
 def test_token_mean_counts_real_tokens_only():

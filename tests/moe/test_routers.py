@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dynamoe.moe import Routing, RoutingContext, TopK
-from dynamoe.moe.routing import NO_CONTEXT, tokens_of
+from dynamoe.moe import Routing, RoutingContext, Sigmoid, TopK
+from dynamoe.moe.routing import NO_CONTEXT, assignment_counts, tokens_of
 
 T, D, E = 6, 8, 4
-ROUTERS = [TopK(k=1, renormalize=False), TopK(k=2), TopK(k=3, renormalize=False), TopK(k=E)]
+ROUTERS = [TopK(k=1, renormalize=False), TopK(k=2), TopK(k=3, renormalize=False), TopK(k=2, scores=Sigmoid())]
 every_router = pytest.mark.parametrize("config", ROUTERS, ids=str)
 
 
@@ -83,18 +83,61 @@ def test_top_k_by_hand(renormalize, weights):
 
 
 @every_router
-def test_top_k_equals_sorting_a_float64_softmax(config, x):
+def test_top_k_equals_sorting_float64_scores(config, x):
     router = config.build(width=D, experts=E, key=jax.random.key(3))
     routing, _ = router(x, NO_CONTEXT)
     logits = np.asarray(x, np.float64) @ np.asarray(router.kernel[...], np.float64)
-    probs = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    odds = np.exp(logits)
+    scores = odds / (1 + odds) if config.scores == Sigmoid() else odds / odds.sum(axis=1, keepdims=True)
     for token in range(T):
-        chosen = sorted(range(E), key=lambda e: -probs[token, e])[: config.k]  # noqa: B023
-        weights = probs[token, chosen] / (probs[token, chosen].sum() if config.renormalize else 1.0)
+        chosen = sorted(range(E), key=lambda e: -scores[token, e])[: config.k]  # noqa: B023
+        weights = scores[token, chosen] / (scores[token, chosen].sum() if config.renormalize else 1.0)
         at = slice(token * config.k, (token + 1) * config.k)
         np.testing.assert_array_equal(routing.expert[at], chosen)
         np.testing.assert_allclose(routing.weight[at], weights, rtol=1e-5)
     np.testing.assert_allclose(routing.logits, logits, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(routing.probs, scores / scores.sum(axis=1, keepdims=True), rtol=1e-5)
+
+
+def test_sigmoid_scores_by_hand():
+    # sigmoid(log(p / (1 - p))) = p: the scores are (0.9, 0.6, 0.3, 0.2). The two best weigh 0.9 / 1.5 and 0.6 / 1.5.
+    router = TopK(k=2, scores=Sigmoid()).build(width=4, experts=4, key=jax.random.key(0))
+    router.kernel[...] = jnp.eye(4)
+    scores = jnp.array([[0.3, 0.9, 0.2, 0.6]])
+    routing, _ = router(jnp.log(scores / (1 - scores)), NO_CONTEXT)
+    np.testing.assert_array_equal(routing.expert, [1, 3])
+    np.testing.assert_allclose(routing.weight, [0.6, 0.4], rtol=1e-6)
+    np.testing.assert_allclose(routing.probs, scores / 2.0, rtol=1e-6)
+
+
+def test_jitter_scales_the_input_in_training_alone(x):
+    noisy, plain = TopK(k=2, jitter=0.1), TopK(k=2)
+    draw = RoutingContext(key=jax.random.key(5), training=True)
+    np.testing.assert_array_equal(route(noisy, x, draw._replace(training=False)).logits, route(plain, x).logits)
+    one, other = route(noisy, x, draw), route(noisy, x, draw._replace(key=jax.random.key(6)))
+    assert (one.logits != other.logits).all()
+    # With the identity as kernel the logits are the input times the noise.
+    router = TopK(k=1, jitter=0.1).build(width=E, experts=E, key=jax.random.key(0))
+    router.kernel[...] = jnp.eye(E)
+    factors = router(jnp.ones((500, E)), draw)[0].logits
+    assert 0.9 <= factors.min() < 0.91 and 1.09 < factors.max() <= 1.1
+    np.testing.assert_allclose(factors.mean(), 1.0, atol=0.01)
+
+
+def test_jitter_without_a_key_is_refused(x):
+    with pytest.raises(ValueError, match=r"context\.key is None; a router with jitter needs a PRNG key in training"):
+        route(TopK(jitter=0.1), x, RoutingContext(training=True))
+
+
+@pytest.mark.parametrize("jitter", [-0.1, 1.0, float("nan")])
+def test_jitter_outside_of_its_range_is_refused(jitter):
+    with pytest.raises(ValueError, match=rf"TopK\.jitter is {jitter}; it must be at least 0 and below 1"):
+        TopK(jitter=jitter)
+
+
+def test_assignments_are_counted_per_expert_and_nobody_is_left_out():
+    routing = Routing(jnp.array([0, 2, 2, E, 3, E]), jnp.ones(6), None, jnp.zeros((3, E)), jnp.zeros((3, E)))
+    np.testing.assert_array_equal(assignment_counts(routing), [1, 0, 2, 1])
 
 
 def weight_gradient(config, x):

@@ -1,26 +1,18 @@
 """Statistics of a layer, by hand and against float64."""
 
-from dataclasses import dataclass
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynamoe.moe import BalanceLoss, RouterLoss, Routing
+from dynamoe.moe import BalanceLoss, Routing, ZLoss
 from dynamoe.moe.telemetry import moe_stats
 
 E = 4
 
 
-@dataclass(frozen=True, kw_only=True)
-class ZLoss(RouterLoss):
-    """A loss of a user's own."""
-
-    coefficient: float = 0.5
-
-    def __call__(self, routing, mask):
-        return jnp.square(jax.nn.logsumexp(routing.logits, axis=-1)).mean()
+def measure(routing, mask=None, losses=()):
+    return moe_stats(routing, mask, losses, dropped=jnp.float32(0.25), router_state={"bias": jnp.ones(E)})
 
 
 def routing_of(expert, probs):
@@ -34,12 +26,13 @@ def test_statistics_by_hand():
     # MaxVio: (3/6) / (1/4) - 1 = 1. Importance: column means. Entropy of (1/2, 1/2, 0, 0) is log 2, of a uniform row
     # log 4, of a certain row 0: their mean is (log 2 + log 4 + 0) / 3 = log 2.
     probs = [[0.5, 0.5, 0.0, 0.0], [0.25, 0.25, 0.25, 0.25], [1.0, 0.0, 0.0, 0.0]]
-    stats = moe_stats(routing_of([[0, 1], [0, 2], [0, 1]], probs), None, ())
+    stats = measure(routing_of([[0, 1], [0, 2], [0, 1]], probs))
     np.testing.assert_allclose(stats.load, [0.5, 1 / 3, 1 / 6, 0.0], rtol=1e-6)
     np.testing.assert_allclose(stats.max_violation, 1.0, rtol=1e-6)
     np.testing.assert_allclose(stats.importance, [1.75 / 3, 0.25, 0.25 / 3, 0.25 / 3], rtol=1e-6)
     np.testing.assert_allclose(stats.entropy, np.log(2), rtol=1e-6)
     assert stats.losses == {} and stats.loss == 0
+    assert stats.dropped == 0.25 and list(stats.router_state) == ["bias"]
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -48,7 +41,7 @@ def test_statistics_equal_float64(masked):
     probs = jax.nn.softmax(jax.random.normal(jax.random.key(2), (tokens, E)))
     mask = np.arange(tokens) % 3 != 1 if masked else np.ones(tokens, bool)
     expert = np.where(mask[:, None], np.argsort(-np.asarray(probs), axis=1)[:, :k], E)
-    stats = moe_stats(routing_of(expert, probs), jnp.array(mask) if masked else None, ())
+    stats = measure(routing_of(expert, probs), jnp.array(mask) if masked else None)
 
     real = np.asarray(probs, np.float64)[mask]
     load = np.bincount(expert[mask].ravel(), minlength=E) / (k * mask.sum())
@@ -61,13 +54,13 @@ def test_statistics_equal_float64(masked):
 
 def test_max_violation_is_zero_when_balanced_and_highest_when_one_expert_takes_all():
     uniform = [[0.25] * 4] * 4
-    np.testing.assert_allclose(moe_stats(routing_of([0, 1, 2, 3], uniform), None, ()).max_violation, 0.0, atol=1e-6)
-    np.testing.assert_allclose(moe_stats(routing_of([2, 2, 2, 2], uniform), None, ()).max_violation, E - 1, rtol=1e-6)
+    np.testing.assert_allclose(measure(routing_of([0, 1, 2, 3], uniform)).max_violation, 0.0, atol=1e-6)
+    np.testing.assert_allclose(measure(routing_of([2, 2, 2, 2], uniform)).max_violation, E - 1, rtol=1e-6)
 
 
 def test_entropy_of_a_certain_router_is_zero_with_a_finite_gradient():
     def entropy(probs):
-        return moe_stats(Routing(jnp.zeros(2, jnp.int32), jnp.ones(2), None, probs, probs), None, ()).entropy
+        return measure(Routing(jnp.zeros(2, jnp.int32), jnp.ones(2), None, probs, probs)).entropy
 
     certain = jnp.array([[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]])
     assert entropy(certain) == 0
@@ -76,7 +69,7 @@ def test_entropy_of_a_certain_router_is_zero_with_a_finite_gradient():
 
 def test_loss_is_the_sum_of_the_losses_times_their_coefficients():
     routing = routing_of([0, 0], [[0.7, 0.1, 0.1, 0.1], [0.5, 0.3, 0.1, 0.1]])
-    stats = moe_stats(routing, None, (BalanceLoss(coefficient=0.25), ZLoss()))
+    stats = measure(routing, None, (BalanceLoss(coefficient=0.25), ZLoss()))
     # The balance loss is 4 * 0.6 = 2.4 (see test_losses.py); logsumexp(log p) = log 1 = 0.
     np.testing.assert_allclose(stats.losses["BalanceLoss"], 2.4, rtol=1e-6)
     np.testing.assert_allclose(stats.losses["ZLoss"], 0.0, atol=1e-6)

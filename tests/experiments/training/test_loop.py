@@ -156,7 +156,10 @@ def test_a_step_that_is_not_finite_stops_and_leaves_the_last_good_checkpoint(
         assert re.match(r"step 2: loss \S+, gradient norm (nan|inf);", message) and "\n" not in message
         assert re.search(r"parameters have a gradient that is not finite: embedding (nan|inf)", message)
         assert f"the last good checkpoint is 1 in {tmp_path / 'run' / 'checkpoints'}" in message
-        assert [(line["step"], line["split"]) for line in read_metrics(tmp_path / "run")] == [(1, "train")]
+        assert [(line["step"], line["split"]) for line in read_metrics(tmp_path / "run")] == [
+            (1, "train"),
+            (1, "routers"),
+        ]
         checkpoints = contents(tmp_path / "run" / "checkpoints")
         assert {name.split("/")[0] for name in checkpoints} == {"1"}
     trained = load_trained(tmp_path / "run")

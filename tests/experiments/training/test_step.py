@@ -16,9 +16,16 @@ from dynamoe.experiments.data import Windows, target_mask
 from dynamoe.experiments.experiment import Experiment
 from dynamoe.experiments.optimizers import Optimizer
 from dynamoe.experiments.serialization import call_recipe
-from dynamoe.experiments.training.step import Trainer, TrainState, build_trainer
+from dynamoe.experiments.training.step import (
+    LAYER_FIGURES,
+    MEAN_FIGURES,
+    ROUTERS,
+    Trainer,
+    TrainState,
+    build_trainer,
+)
 from dynamoe.models import Decoder, Layout, MeshShape
-from dynamoe.moe import BalanceLoss, MoE, SwiGLU
+from dynamoe.moe import BalanceLoss, CapacityDispatcher, DenseDispatcher, MoE, SwiGLU
 
 LENGTH = 16
 
@@ -119,7 +126,8 @@ def test_micro_batches_of_unequal_size_give_the_same_update_of_a_dense_model(
 def test_micro_batches_change_a_mixture_only_through_its_balance_loss(
     tiny: Callable[..., Experiment], windows: Windows
 ) -> None:
-    ffn = MoE(experts=4, expert=SwiGLU(hidden=16), losses=(BalanceLoss(coefficient=0.0),))
+    losses = (BalanceLoss(coefficient=0.0),)
+    ffn = MoE(experts=4, expert=SwiGLU(hidden=16), dispatcher=DenseDispatcher(), losses=losses)
     model = dataclasses.replace(tiny().model, ffn=ffn)
     one, two = trainer_of(model), trainer_of(model, accumulation=2)
     whole, expected = one.step(start_of(one), windows)
@@ -160,11 +168,16 @@ def test_a_step_that_is_not_finite_changes_nothing_and_names_the_parameters(dens
 
 
 @pytest.fixture(scope="module")
-def noisy(tmp_path_factory: pytest.TempPathFactory, recipe_text: str) -> Trainer:
-    """A recipe's own router, that draws noise and keeps a variable."""
+def noisy(noisy_model: Decoder) -> Trainer:
+    return trainer_of(noisy_model)
+
+
+@pytest.fixture(scope="module")
+def noisy_model(tmp_path_factory: pytest.TempPathFactory, recipe_text: str) -> Decoder:
+    """A recipe's own router, that draws noise and keeps a state."""
     file = tmp_path_factory.mktemp("noisy") / "noisy.py"
     file.write_text(recipe_text)
-    return trainer_of(call_recipe(file).model)
+    return call_recipe(file).model
 
 
 def test_noise_is_drawn_from_seed_and_step(noisy: Trainer, windows: Windows) -> None:
@@ -178,10 +191,35 @@ def test_noise_is_drawn_from_seed_and_step(noisy: Trainer, windows: Windows) -> 
     assert len({entropy(0, 0), entropy(0, 1), entropy(1, 0)}) == 3
 
 
-def test_a_variable_of_the_users_is_carried_and_never_updated(noisy: Trainer, windows: Windows) -> None:
+def test_a_routers_state_follows_the_load_and_the_optimizer_never_sees_it(noisy: Trainer, windows: Windows) -> None:
     state = start_of(noisy)
-    expected = np.tile(np.arange(4, dtype=np.float32), (2, 1))  # two layers
-    state, _ = noisy.step(state, windows)
+    before = np.tile(np.arange(4, dtype=np.float32), (2, 1))  # two layers
+    state, metrics = noisy.step(state, windows)
     (bias,) = flat(state.variables).values()
-    np.testing.assert_array_equal(bias, expected)
-    assert not any("bias" in name for name in flat((state.params, state.optimizer)))
+    load = np.stack([metrics[ROUTERS][f"layers.{layer}.load"] for layer in range(2)])
+    np.testing.assert_allclose(bias, before + 0.1 * (0.25 - load), rtol=1e-5)
+    assert (bias != before).any() and not any("bias" in name for name in flat((state.params, state.optimizer)))
+
+
+def test_each_micro_batch_moves_a_routers_state_on(noisy_model: Decoder, noisy: Trainer, windows: Windows) -> None:
+    state = start_of(noisy)
+    initial = jax.tree.map(np.asarray, (state.params, state.variables))
+    accumulated, metrics = trainer_of(noisy_model, accumulation=2).step(state, windows)
+    (bias,) = flat(accumulated.variables).values()
+    # The metrics are the mean over the two halves of the batch, each of which moved the bias by 0.1 (1/4 - its load).
+    load = np.stack([metrics[ROUTERS][f"layers.{layer}.load"] for layer in range(2)])
+    (before,) = flat(initial[1]).values()
+    np.testing.assert_allclose(bias, before + 2 * 0.1 * (0.25 - load), rtol=1e-5)
+
+
+def test_statistics_are_those_of_each_layer_and_metrics_their_mean(
+    tiny: Callable[..., Experiment], windows: Windows
+) -> None:
+    ffn = MoE(experts=4, expert=SwiGLU(hidden=16), dispatcher=CapacityDispatcher(capacity_factor=0.5))
+    trainer = trainer_of(dataclasses.replace(tiny().model, ffn=ffn))
+    _, metrics = trainer.step(start_of(trainer), windows)
+    layers = metrics[ROUTERS]
+    assert set(layers) == {f"layers.{layer}.{name}" for layer in (0, 1) for name in LAYER_FIGURES}
+    for mean, name in MEAN_FIGURES.items():
+        values = [float(layers[f"layers.{layer}.{name}"]) for layer in (0, 1)]
+        assert float(metrics[mean]) == pytest.approx(sum(values) / 2) and min(values) > 0

@@ -1,0 +1,107 @@
+"""`grouped_matmul`: each row times the matrix of its group. Letters: M rows, D inner width, F output width, E groups."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from ..implementations import OTHER, run_implementation
+from .blocked import grouped_matmul_blocked
+from .reference import grouped_matmul_reference
+from .xla import grouped_matmul_xla
+
+IMPLEMENTATIONS = {
+    "blocked": grouped_matmul_blocked,
+    "xla": grouped_matmul_xla,
+    "reference": grouped_matmul_reference,
+}
+PREFERRED = {"cpu": ("blocked",), OTHER: ("xla",)}
+DTYPES = (jnp.float32, jnp.bfloat16)
+
+
+def grouped_matmul(
+    x: Float[Array, "M D"],
+    w: Float[Array, "E D F"],
+    group_sizes: Int[Array, " E"],
+    *,
+    implementation: str | None = None,
+) -> Float[Array, "M F"]:
+    """Multiply rows that are sorted by group with the matrix of their group.
+
+    Group e owns the `group_sizes[e]` rows after those of the groups before it: `y[i] = x[i] @ w[e]` for each of them.
+    A group may be empty. Rows past `sum(group_sizes)` belong to nobody: they give zeros in y and in the gradients,
+    whatever they hold. The grouped GEMM of dropless mixtures: MegaBlocks, Gale et al. 2022,
+    https://arxiv.org/abs/2211.15841.
+
+    Differentiable in x and w. Sums run in float32. M and E are static; `group_sizes` may change from call to call
+    without compiling again. Inside `shard_map` it acts on the device's own rows and weights.
+
+    Args:
+        x: rows [M, D], float32 or bfloat16.
+        w: one matrix per group [E, D, F], in the dtype of x.
+        group_sizes: rows of each group [E], integers, not negative, together at most M.
+        implementation: "blocked" (plain JAX, cost independent of E; the default on CPU), "xla" (`jax.lax.ragged_dot`;
+            the default elsewhere), "reference" (E times the work, to check others against); None: the platform's.
+
+    Returns:
+        y [M, F] in the dtype of x. Where `group_sizes` is traced, so that its values cannot be checked, and breaks its
+        bounds, y[0, 0] is NaN: a training step then ends in a loss that is not finite instead of going on silently.
+
+    Raises:
+        ValueError: shapes or dtypes do not fit, `group_sizes` breaks its bounds, or no implementation has that name.
+        NotImplementedError: the implementation does not take these arguments.
+    """
+    _check(x, w, group_sizes)
+    if not (x.shape[0] and w.shape[2] and w.shape[0]):
+        return jnp.zeros((x.shape[0], w.shape[2]), x.dtype)
+    x, w, group_sizes = _vary_alike(x, w, group_sizes)
+    y = run_implementation(implementation, IMPLEMENTATIONS, PREFERRED, x, w, group_sizes)
+    if isinstance(group_sizes, jax.core.Tracer):
+        return _poison(y, jnp.any(group_sizes < 0) | (jnp.sum(group_sizes) > x.shape[0]))
+    return y
+
+
+def _check(x: jax.Array, w: jax.Array, group_sizes: jax.Array) -> None:
+    for name, array, letters in (("x", x, "[M, D]"), ("w", w, "[E, D, F]"), ("group_sizes", group_sizes, "[E]")):
+        if array.ndim != letters.count(",") + 1:
+            raise ValueError(f"{name} has shape {array.shape}; it must be {letters}")
+    if x.shape[1] != w.shape[1]:
+        raise ValueError(f"x has shape {x.shape} and w {w.shape}; D, x's second axis and w's, must be one number")
+    if w.shape[0] != group_sizes.shape[0]:
+        raise ValueError(
+            f"group_sizes has length {group_sizes.shape[0]}; w has {w.shape[0]} groups: it must be as long"
+        )
+    if not jnp.issubdtype(group_sizes.dtype, jnp.integer):
+        raise ValueError(f"group_sizes has dtype {group_sizes.dtype}; it must be of integers")
+    if x.dtype not in DTYPES:
+        raise ValueError(f"x has dtype {x.dtype}; allowed are {' and '.join(dtype.__name__ for dtype in DTYPES)}")
+    if w.dtype != x.dtype:
+        raise ValueError(f"w has dtype {w.dtype} and x {x.dtype}; they must be of one dtype")
+    if not isinstance(group_sizes, jax.core.Tracer):
+        sizes = np.asarray(group_sizes)
+        if (sizes < 0).any():
+            group = int(sizes.argmin())
+            raise ValueError(f"group_sizes[{group}] is {sizes[group]}; a group has 0 rows or more")
+        if sizes.sum() > x.shape[0]:
+            raise ValueError(
+                f"group_sizes sum to {sizes.sum()}; x has {x.shape[0]} rows: they must sum to at most that"
+            )
+
+
+def _vary_alike(*arrays: jax.Array) -> list[jax.Array]:
+    """Under shard_map, let all arrays vary over the mesh axes that any of them varies over.
+
+    So the gradient of weights that all devices share is summed over the devices, by the transpose of this.
+    """
+    axes = [jax.typeof(array).manual_axis_type.varying for array in arrays]
+    missing = [tuple(frozenset().union(*axes) - own) for own in axes]
+    return [jax.lax.pcast(a, new, to="varying") if new else a for a, new in zip(arrays, missing, strict=True)]
+
+
+@jax.custom_vjp
+def _poison(y: Float[Array, "M F"], broken: jax.Array) -> Float[Array, "M F"]:
+    """Put NaN into one element where `broken`. The gradient passes untouched: a copy of it would not be free."""
+    return y.at[0, 0].set(jnp.where(broken, jnp.full((), jnp.nan, y.dtype), y[0, 0]))
+
+
+_poison.defvjp(lambda y, broken: (_poison(y, broken), None), lambda _, dy: (dy, None))

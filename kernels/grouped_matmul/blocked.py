@@ -1,0 +1,222 @@
+"""A grouped matmul in plain JAX whose cost does not grow with the number of groups; made for XLA on CPU.
+
+A group's rows are cut into full blocks of the largest size and one tail, which goes into the smallest size that holds
+it. One loop runs all full blocks and one the tails of each size, all of dynamic length: a `cond` or `switch` over sizes
+inside one loop is several times slower. A tail's block may reach past its group's end; it writes only the group's own
+rows. Everything is written in place. A few rows (decoding) take another way, `_few_rows_times_matrices`.
+
+Letters: M rows, D inner width, F output width, E groups, S block sizes. What was measured: experiments/LOG.md.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.custom_batching import sequential_vmap
+from jaxtyping import Array, Float, Int
+
+FEW_ROWS = 128
+"""Up to so many rows, a row reads its matrix alone; with more, a block of rows shares it."""
+
+
+@jax.custom_vjp
+def grouped_matmul_blocked(
+    x: Float[Array, "M D"], w: Float[Array, "E D F"], group_sizes: Int[Array, " E"]
+) -> Float[Array, "M F"]:
+    """See `grouped_matmul`. Under vmap, one after the other: batched loops of different lengths would be far slower."""
+    return _few_rows_times_matrices(x, w, group_sizes) if x.shape[0] <= FEW_ROWS else _forward(x, w, group_sizes)
+
+
+def _differentiated(x, w, group_sizes):
+    return grouped_matmul_blocked(x, w, group_sizes), (x, w, group_sizes)
+
+
+def _gradient(residuals, dy):
+    x, w, group_sizes = residuals
+    return _gradient_of_rows(dy, w, group_sizes), _gradient_of_matrices(x, dy, group_sizes), None
+
+
+grouped_matmul_blocked.defvjp(_differentiated, _gradient)
+
+
+def block_sizes(rows: int, groups: int, matrix: int) -> tuple[int, ...]:
+    """The block sizes S for M rows, E groups and matrices of D * F elements, largest first.
+
+    Powers of two from the smallest whose product outweighs a loop's turn (some 20 microseconds) to twice a group's mean
+    rows, and their halfway points near the mean, where most tails lie: a size costs compile time, a tail's padding run
+    time.
+    """
+    mean = max(rows // groups, 1)
+    smallest = min(max(_power_of_two(2**20 // matrix), 16), 64)
+    largest = min(max(_power_of_two(2 * mean), 64), 512)
+    sizes = {smallest << shift for shift in range(10) if smallest << shift <= largest}
+    sizes |= {3 * size // 4 for size in sizes if size > smallest and mean <= size <= 2 * mean}
+    return tuple(sorted((size for size in sizes if size <= rows), reverse=True)) or (rows,)
+
+
+def _power_of_two(number: int) -> int:
+    """The largest power of two that is at most `number`, at least 1."""
+    return 1 << (max(number, 1).bit_length() - 1)
+
+
+class Plan(NamedTuple):
+    """Which group has blocks of which size."""
+
+    start: Int[Array, " E"]
+    """Each group's first row."""
+    tail: Int[Array, " E"]
+    """Each group's first row after its full blocks."""
+    end: Int[Array, " E"]
+    with_full: Int[Array, " E"]
+    """Groups, those with full blocks first."""
+    with_full_count: Int[Array, ""]
+    by_tail: Int[Array, " E"]
+    """Groups by the size of their tail's block, the largest first; those without a tail last."""
+    tail_count: Int[Array, " S"]
+    """So many groups have a tail of this size or a larger one."""
+
+
+def _plan(group_sizes: Int[Array, " E"], rows: int, sizes: tuple[int, ...]) -> Plan:
+    # Clipped: sizes that break their bounds, which the caller reports, must not lead outside the arrays.
+    end = jnp.minimum(jnp.cumsum(jnp.maximum(group_sizes.astype(jnp.int32), 0)), rows)
+    start = jnp.concatenate([jnp.zeros_like(end[:1]), end[:-1]])
+    tail = end - (end - start) % sizes[0]
+    # How many sizes smaller than the largest hold the tail; one more where there is none.
+    rung = sum(((end - tail <= size).astype(jnp.int32) for size in (*sizes[1:], 0)), jnp.zeros_like(tail))
+    tail_count = jnp.sum(rung[None, :] <= jnp.arange(len(sizes))[:, None], axis=1, dtype=jnp.int32)
+    without_full = (tail == start).astype(jnp.int32)
+    with_full_count = jnp.sum(1 - without_full, dtype=jnp.int32)
+    return Plan(start, tail, end, jnp.argsort(without_full), with_full_count, jnp.argsort(rung), tail_count)
+
+
+def _rows_times_matrices(x, w, group_sizes, *, contract: int):
+    """Multiply each group's rows with its matrix over the matrix' axis `contract`: 0 for the product, 1 for dx."""
+    rows, width = x.shape[0], w.shape[2 - contract]
+    sizes = block_sizes(rows, w.shape[0], w.shape[1] * w.shape[2])
+    plan = _plan(group_sizes, rows, sizes)
+
+    def product(start, size, matrix):
+        block = _slice_rows(x, start, size)
+        y = jax.lax.dot_general(block, matrix, (((1,), (contract,)), ((), ())), preferred_element_type=jnp.float32)
+        return y.astype(x.dtype)
+
+    def full_blocks(i, y):
+        group = _at(plan.with_full, i)
+        matrix = _at(w, group)  # copied once for all its blocks
+        start = _at(plan.start, group)
+
+        def full_block(j, y):
+            return _write(y, product(start + j * sizes[0], sizes[0], matrix), start + j * sizes[0])
+
+        return jax.lax.fori_loop(0, (_at(plan.tail, group) - start) // sizes[0], full_block, y)
+
+    y = jax.lax.fori_loop(0, plan.with_full_count, full_blocks, _zeros((rows, width), x.dtype, group_sizes))
+    for size, first, last in _tails(plan, sizes):
+
+        def tail(i, y, size=size):
+            group = _at(plan.by_tail, i)
+            start, own = _own_rows(plan, group, size, rows)
+            mixed = jnp.where(own, product(start, size, _at(w, group)), _slice_rows(y, start, size))
+            return _write(y, mixed, start)
+
+        y = jax.lax.fori_loop(first, last, tail, y)
+    return y
+
+
+@sequential_vmap
+def _forward(x, w, group_sizes):
+    return _rows_times_matrices(x, w, group_sizes, contract=0)
+
+
+@sequential_vmap
+def _gradient_of_rows(dy, w, group_sizes):
+    return _rows_times_matrices(dy, w, group_sizes, contract=1)
+
+
+@sequential_vmap
+def _gradient_of_matrices(x, dy, group_sizes):
+    """Sum, for each group, the products of its rows of x with those of dy. [E, D, F]."""
+    rows, groups = x.shape[0], group_sizes.shape[0]
+    shape = (groups, x.shape[1], dy.shape[1])
+    sizes = block_sizes(rows, groups, shape[1] * shape[2])
+    plan = _plan(group_sizes, rows, sizes)
+
+    def product(a, b):
+        return jax.lax.dot_general(a, b, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+
+    dw = _zeros(shape, jnp.float32, group_sizes)
+    for size, first, last in _tails(plan, sizes):
+
+        def tail(i, dw, size=size):
+            group = _at(plan.by_tail, i)
+            start, own = _own_rows(plan, group, size, rows)
+            # Both, for the rows of nobody may hold NaN, and 0 * NaN is NaN.
+            a, b = (jnp.where(own, _slice_rows(v, start, size), jnp.zeros((), v.dtype)) for v in (x, dy))
+            return _write(dw, product(a, b)[None], group)
+
+        dw = jax.lax.fori_loop(first, last, tail, dw)
+
+    def full_blocks(i, dw):
+        group = _at(plan.with_full, i)
+        start = _at(plan.start, group)
+
+        def full_block(j, total):
+            return total + product(*(_slice_rows(v, start + j * sizes[0], sizes[0]) for v in (x, dy)))
+
+        count = (_at(plan.tail, group) - start) // sizes[0]
+        return _write(dw, jax.lax.fori_loop(0, count, full_block, _at(dw, group))[None], group)
+
+    return jax.lax.fori_loop(0, plan.with_full_count, full_blocks, dw).astype(x.dtype)
+
+
+@sequential_vmap
+def _few_rows_times_matrices(x, w, group_sizes):
+    """Add up column of x times row of the group's matrix, without blocks: the gather fuses with the multiply-add."""
+    (rows, inner), (groups, _, width) = x.shape, w.shape
+    row = jnp.arange(rows, dtype=jnp.int32)
+    before = row[:, None] >= jnp.cumsum(group_sizes.astype(jnp.int32))[None, :]
+    group = jnp.sum(before, axis=1, dtype=jnp.int32)
+    first = jnp.minimum(group, groups - 1) * inner
+    flat = w.reshape(groups * inner, width)
+    step = next(size for size in (16, 8, 4, 2, 1) if inner % size == 0)
+
+    def add_step(i, y):
+        columns = jax.lax.dynamic_slice(x, (0, i * step), (rows, step), allow_negative_indices=False)
+        for k in range(step):
+            matrix_row = flat.at[first + (i * step + k)].get(mode="promise_in_bounds")
+            y += columns[:, k : k + 1].astype(jnp.float32) * matrix_row.astype(jnp.float32)
+        return y
+
+    y = jax.lax.fori_loop(0, inner // step, add_step, _zeros((rows, width), jnp.float32, group_sizes))
+    return jnp.where((group < groups)[:, None], y, 0.0).astype(x.dtype)
+
+
+def _tails(plan: Plan, sizes: tuple[int, ...]):
+    """For each block size: the size, and from where to where its groups stand in `plan.by_tail`."""
+    return [(size, plan.tail_count[i - 1] if i else 0, plan.tail_count[i]) for i, size in enumerate(sizes)]
+
+
+def _own_rows(plan: Plan, group, size: int, rows: int):
+    """The start of the block that holds a group's tail, and which of its rows are the group's, [size, 1]."""
+    tail = _at(plan.tail, group)
+    start = jnp.minimum(tail, rows - size)
+    row = start + jnp.arange(size, dtype=jnp.int32)
+    return start, ((tail <= row) & (row < _at(plan.end, group)))[:, None]
+
+
+def _at(array, index):
+    # Indices are in bounds; the usual care about negative ones would be another compiled kernel each.
+    return jax.lax.dynamic_index_in_dim(array, index, keepdims=False, allow_negative_indices=False)
+
+
+def _slice_rows(array, start, size: int):
+    return jax.lax.dynamic_slice_in_dim(array, start, size, allow_negative_indices=False)
+
+
+def _write(array, block, start):
+    return jax.lax.dynamic_update_slice_in_dim(array, block, start, 0, allow_negative_indices=False)
+
+
+def _zeros(shape: tuple[int, ...], dtype, like):
+    """Zeros that vary over the mesh axes that `like` varies over: a loop under shard_map must keep its carry's type."""
+    return jnp.full(shape, (0 * like[0]).astype(dtype))

@@ -1,0 +1,82 @@
+"""Capacity dispatch: every expert has a fixed number of places per routing group; what finds none is dropped.
+
+Lepikhin et al. 2020 (GShard), https://arxiv.org/abs/2006.16668; Fedus et al. 2021 (Switch Transformer),
+https://arxiv.org/abs/2101.03961. Static shapes and equal batches on every device, at the price of dropped assignments
+and of places that stay empty.
+
+Places are given in the order of the assignments: token by token, a token's best expert first. So no token loses its
+place to a later one, and a causal model stays causal. (GShard gives all first choices a place before any second.)
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ..routing import Routing, tokens_of
+from .dispatcher import Dispatcher
+from .rows import Places, combine_rows, gather_rows
+
+
+class CapacityPlan(NamedTuple):
+    """M = E * groups * C rows: expert by expert, and within an expert group by group."""
+
+    routing: Routing
+    places: Places
+    dropped: Float[Array, ""]
+    group_sizes: None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CapacityDispatcher(Dispatcher):
+    """Static buffers of C places per expert and routing group."""
+
+    capacity_factor: float = 1.25
+    """Places per expert, as a multiple of an even share of the group's assignments."""
+    routing_group: int | None = None
+    """Tokens that compete for the same places, so that drops do not depend on the mesh; None: the whole batch."""
+
+    def __post_init__(self):
+        if not 0 < self.capacity_factor < math.inf:
+            raise ValueError(
+                f"CapacityDispatcher.capacity_factor is {self.capacity_factor}; it must be above 0 and finite"
+            )
+        if self.routing_group is not None and self.routing_group < 1:
+            raise ValueError(f"CapacityDispatcher.routing_group is {self.routing_group}; it must be at least 1 token")
+
+    def capacity(self, *, tokens: int, assignments: int, experts: int) -> int:
+        """C, places per expert and group, for a batch of T tokens with A assignments; padding counts in both."""
+        group = tokens if self.routing_group is None else min(self.routing_group, tokens)
+        share = assignments * group / (tokens * experts)
+        return max(1, math.ceil(round(self.capacity_factor * share, 6)))  # 1.1 * 10 is a little more than 11
+
+    def plan(self, routing: Routing) -> CapacityPlan:
+        (tokens, experts), assignments = routing.logits.shape, routing.expert.shape[0]
+        capacity = self.capacity(tokens=tokens, assignments=assignments, experts=experts)
+        group_of = tokens_of(routing) // (self.routing_group or tokens)
+        groups = -(-tokens // (self.routing_group or tokens))
+        queues = experts * groups
+        # Assignments queue for their expert within their group, in order; nobody's queue is the last.
+        queue = jnp.where(routing.expert < experts, routing.expert * groups + group_of, queues)
+        order = jnp.argsort(queue, stable=True)
+        sorted_queue = queue[order]
+        first = jnp.searchsorted(sorted_queue, jnp.arange(queues + 1))
+        position = jnp.arange(assignments) - first[sorted_queue]
+        placed = (position < capacity) & (sorted_queue < queues)
+        rows = queues * capacity
+        row = jnp.where(placed, sorted_queue * capacity + position, rows)
+        places = Places(
+            row=jnp.zeros_like(row).at[order].set(row, unique_indices=True),
+            assignment=jnp.full(rows, assignments, row.dtype).at[row].set(order, mode="drop"),
+        )
+        dropped = (first[-1] - placed.sum()).astype(jnp.float32)
+        return CapacityPlan(routing, places, dropped / jnp.maximum(first[-1], 1).astype(jnp.float32))
+
+    def dispatch(self, x: Float[Array, "T D"], plan: CapacityPlan) -> Float[Array, "E C D"]:
+        experts = plan.routing.logits.shape[1]
+        return gather_rows(x, plan.routing, plan.places).reshape(experts, -1, x.shape[1])
+
+    def combine(self, rows: Float[Array, "E C D"], plan: CapacityPlan) -> Float[Array, "T D"]:
+        return combine_rows(rows.reshape(-1, rows.shape[2]), plan.routing, plan.places)
