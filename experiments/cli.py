@@ -71,9 +71,11 @@ def _recipe(arguments: list[str]) -> Path | None:
 
 def _commands(recipe: Path | None) -> Any:
     """The commands as types for tyro; the defaults of `train` are what the recipe builds."""
+    from .commands.bench import Bench
     from .commands.demo import Demo
     from .commands.evaluate import Evaluate
     from .commands.generate import Generate
+    from .commands.inspect import Inspect
     from .commands.train import Train
     from .experiment import Experiment
     from .recipes import standard_library
@@ -86,7 +88,9 @@ def _commands(recipe: Path | None) -> Any:
         Annotated[Train, tyro.conf.subcommand("train", default=Train(experiment=experiment))]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Generate, tyro.conf.subcommand("generate")]
+        | Annotated[Inspect, tyro.conf.subcommand("inspect")]
         | Annotated[Demo, tyro.conf.subcommand("demo")]
+        | Annotated[Bench, tyro.conf.subcommand("bench")]
     )
 
 

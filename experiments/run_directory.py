@@ -138,13 +138,18 @@ class RunDirectory:
         return cls(path=path, config=config, continued=True, recipe=recipe)
 
 
+def runs_in(root: Path) -> list[Path]:
+    """The runs in `root` and in folders of it, as the demo's two are."""
+    return [file.parent for pattern in (f"*/{CONFIG}", f"*/*/{CONFIG}") for file in root.glob(pattern)]
+
+
 def newest_run(root: Path) -> Path:
-    """The run in `root` that was started or continued last.
+    """Of `runs_in(root)` the one that was started or continued last.
 
     Raises:
       ValueError: there is no run in `root`.
     """
-    runs = [file.parent for file in root.glob(f"*/{CONFIG}")]
+    runs = runs_in(root)
     if not runs:
         raise ValueError(f"{root.absolute()}: there is no run in it; start one, or give a run's directory")
 

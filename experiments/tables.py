@@ -1,9 +1,11 @@
 """Tables for a terminal."""
 
 from rich.table import Table
+from rich.text import Text
 
 from ..models import Decoder
 from ..models.accounting import count_parts
+from . import page
 
 
 def cost_table(model: Decoder, sequence_length: int) -> Table:
@@ -20,3 +22,13 @@ def cost_table(model: Decoder, sequence_length: int) -> Table:
             part.name, *(f"{number:,.0f}" for number in numbers), style="bold" if part.name == "total" else ""
         )
     return table
+
+
+def for_terminal(table: page.Table) -> Table:
+    """A table of a report, as a terminal shows it."""
+    shown = Table(caption=Text(table.caption), caption_justify="left", caption_style="dim")
+    for name, numeric in zip(table.columns, table.numeric, strict=True):
+        shown.add_column(name, justify="right" if numeric else "left")
+    for cells in table.cells:
+        shown.add_row(*cells)
+    return shown

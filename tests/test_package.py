@@ -1,6 +1,7 @@
 """The package as users get it: what the wheel holds, what imports what, and the rules that the suite runs under."""
 
 import importlib.metadata
+import os
 import subprocess
 import sys
 import tomllib
@@ -54,8 +55,10 @@ builtins.__import__ = checked_import
 
 
 def run_python(code: str, *arguments: str, cwd: Path) -> str:
-    """Run code in a fresh isolated interpreter; return its output, fail with its traceback."""
-    child = subprocess.run([sys.executable, "-I", "-c", code, *arguments], cwd=cwd, capture_output=True, text=True)
+    """Run code in a fresh isolated interpreter with JAX as users have it; return its output, fail with its traceback."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("JAX_NUMPY_")}
+    command = [sys.executable, "-I", "-c", code, *arguments]
+    child = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
     assert child.returncode == 0, child.stderr
     return child.stdout
 
@@ -99,14 +102,30 @@ def test_every_package_has_an_init_file():
     assert not missing
 
 
-def test_the_wheel_imports_outside_the_checkout(wheel, tmp_path):
-    checkout = module_names(files_in_checkout())
+@pytest.fixture(scope="module")
+def unpacked(wheel, tmp_path_factory) -> Path:
+    """A folder outside the checkout with what the wheel holds."""
+    folder = tmp_path_factory.mktemp("unpacked")
     with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(tmp_path)
-    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{IMPORT_EVERY_MODULE}"
-    origin, imported = run_python(code, cwd=tmp_path).splitlines()
-    assert Path(origin) == tmp_path / "dynamoe" / "__init__.py", "the wheel was tested, not the checkout"
-    assert set(imported.split()) == checkout
+        archive.extractall(folder)
+    return folder
+
+
+def test_the_wheel_imports_outside_the_checkout(unpacked):
+    code = f"import sys; sys.path.insert(0, {str(unpacked)!r})\n{IMPORT_EVERY_MODULE}"
+    origin, imported = run_python(code, cwd=unpacked).splitlines()
+    assert Path(origin) == unpacked / "dynamoe" / "__init__.py", "the wheel was tested, not the checkout"
+    assert set(imported.split()) == module_names(files_in_checkout())
+
+
+def test_a_layer_from_the_wheel_trains_in_a_model_that_someone_else_wrote(unpacked, tmp_path):
+    code = (CHECKOUT / "tests" / "model_of_ones_own.py").read_text()
+    *steps, moved = run_python(code, str(unpacked), cwd=tmp_path).splitlines()
+    losses, loads = [float(step.split()[0]) for step in steps], [step.split()[1:] for step in steps]
+    assert losses[-1] < 0.2 * losses[0], losses
+    assert all(abs(sum(map(float, load)) - 1) < 1e-3 and len(load) == 4 for load in loads)
+    distances = [float(distance) for distance in moved.split()[1:]]
+    assert len(distances) == 4 and min(distances) > 0.01, "router, gate, up and down were trained"
 
 
 def test_the_wheel_holds_the_package_its_license_and_nothing_else(wheel):

@@ -1,90 +1,179 @@
 """`dynamoe demo`."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
 
-from flax import nnx
 from rich.console import Console
-from rich.table import Table
 
-from ...models.accounting import count_parts
+from ...models.accounting import Part, count_parts
 from ...models.generate import Sampling
-from ..data import held_out
+from ..data import HeldOut, held_out
 from ..experiment import Experiment
 from ..ngram import NGram
-from ..plots import plot_losses
-from ..recipes import standard_library
-from ..run_directory import read_metrics
+from ..page import Picture, Sample, Section, Table, Text, write_report
+from ..plots import plot_expert_load, plot_losses, plot_router_history
+from ..recipes import standard_library, standard_library_dense
+from ..report import environment_table, parts_table, router_table
+from ..tables import for_terminal
 from ..training.loop import Result, train
+from ..training.restore import Trained
+from ..training.routers import RouterStatistics, measure_routers
+from ..training.step_time import step_seconds
 from .generate import continuation
 
 ORDER = 3
 PROMPT = "def "
+DENSE, MIXTURE, NGRAM = "dense", "mixture of experts", f"order-{ORDER} n-gram"
+FOLDERS = {DENSE: "dense", MIXTURE: "moe"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """Train a small mixture of experts on the Python standard library's text and show what came of it.
+    """Train a dense model and a mixture of experts of equal cost per token, and show what the experts bring.
 
-    About 5 minutes on 2 cores, without network: a table with its size, cost and held-out bits per byte beside an
-    order-3 n-gram, a sample, and a plot of the losses. A demo that was stopped continues.
+    About 5 minutes on 2 cores, without network: a table with both models' size, cost, speed and held-out bits per byte
+    beside an order-3 n-gram, a sample, plots of losses and experts, and report.html. A demo that was stopped continues.
     """
 
     run_dir: Path | None = None
-    """The run's directory. None: runs/demo, or runs/demo-smoke."""
+    """The demo's directory, with a run of each model in it. None: runs/demo, or runs/demo-smoke."""
+    seed: int = 0
+    """The same seed gives the same numbers, but for those of time."""
     smoke: bool = False
     """Seconds instead of minutes: everything runs, nothing is learnt. For CI."""
 
     def run(self, console: Console) -> int:
-        experiment = standard_library.recipe()
-        if self.smoke:
-            experiment = dataclasses.replace(experiment, steps=10, evaluation_bytes=20_000)
         path = self.run_dir or Path("runs") / ("demo-smoke" if self.smoke else "demo")
-        result = train(experiment, path, console=console)
-        if result.interrupted:
-            return result.exit_status
-        console.print(f"fitting an order-{ORDER} n-gram on the same text")
-        baseline = ngram_bits_per_byte(experiment)
-        console.print(results_table(experiment, result, baseline))
-        console.print("a sample, drawn at temperature 0.8:", highlight=False)
-        console.print(sample(experiment, result), markup=False, highlight=False)
-        picture = plot_losses(path, baseline=(f"order-{ORDER} n-gram", baseline))
-        console.print(f"\nlosses: {picture}\nthe run: {path}", highlight=False)
+        experiments = {DENSE: self._sized(standard_library_dense), MIXTURE: self._sized(standard_library)}
+        results = {}
+        for name, experiment in experiments.items():
+            results[name] = train(experiment, path / FOLDERS[name], console=console)
+            if results[name].interrupted:
+                return results[name].exit_status
+        console.print(f"fitting an {NGRAM} on the same text, timing steps")
+        outcome = measure(experiments, results, rounds=2 if self.smoke else 10)
+        console.print(for_terminal(outcome_table(outcome)))
+        console.print(f"a sample of the {MIXTURE}, drawn at temperature 0.8:", highlight=False)
+        console.print(outcome.sample, markup=False, highlight=False)
+        console.print(f"\nreport: {write_outcome(path, experiments, outcome)}", markup=False, highlight=False)
         return 0
 
+    def _sized(self, recipe: ModuleType) -> Experiment:
+        experiment = dataclasses.replace(recipe.recipe(), seed=self.seed)
+        return dataclasses.replace(experiment, steps=10, evaluation_bytes=20_000) if self.smoke else experiment
 
-def ngram_bits_per_byte(experiment: Experiment) -> float:
-    """Held-out bits per byte of an n-gram fitted on the training split, on the text that the model is measured on."""
+
+class Outcome(NamedTuple):
+    """What the demo measured; a mapping has an entry for each model."""
+
+    steps: int
+    tokens: int
+    """That each model was trained on."""
+    totals: Mapping[str, Part]
+    """Parameters and FLOPs of the whole models."""
+    bits_per_byte: Mapping[str, float]
+    """On held-out text, the n-gram's too."""
+    text: HeldOut
+    seconds: Mapping[str, float]
+    """Of a training step, the models taking turns."""
+    routers: list[RouterStatistics]
+    sample: str
+
+
+def measure(experiments: Mapping[str, Experiment], results: Mapping[str, Result], *, rounds: int) -> Outcome:
+    """Everything that the demo shows of two trained models. The results' states are consumed."""
+    experiment, result = experiments[MIXTURE], results[MIXTURE]
+    trained = Trained(experiment, result.trainer, result.state.params, result.state.variables, result.step)
+    sizes = {"batch_size": experiment.batch_size, "sequence_length": experiment.sequence_length}
+    text = held_out(experiment.source, experiment.tokenizer, **sizes, max_bytes=experiment.evaluation_bytes)
+    ngram = ngram_bits_per_byte(experiment, text)
+    written, routers = sample(trained), measure_routers(trained, text)
+    runs = {name: (of.trainer, of.state) for name, of in results.items()}
+    return Outcome(
+        steps=result.step,
+        tokens=result.step * sizes["batch_size"] * sizes["sequence_length"],
+        totals={name: count_parts(e.model, e.sequence_length)[-1] for name, e in experiments.items()},
+        bits_per_byte={name: of.bits_per_byte for name, of in results.items()} | {NGRAM: ngram},
+        text=text,
+        seconds=step_seconds(runs, text.batches[0], rounds=rounds),
+        routers=routers,
+        sample=written,
+    )
+
+
+def ngram_bits_per_byte(experiment: Experiment, text: HeldOut) -> float:
+    """Bits per byte of an n-gram fitted on the training split, on the held-out text that the models are measured on."""
     tokenizer, source = experiment.tokenizer, experiment.source
     model = NGram.fit(
         tokenizer.encode_documents(list(source.documents("train"))), vocab_size=tokenizer.vocab_size, order=ORDER
     )
-    sizes = {"batch_size": experiment.batch_size, "sequence_length": experiment.sequence_length}
-    text = held_out(source, tokenizer, **sizes, max_bytes=experiment.evaluation_bytes)
     documents = list(source.documents("validation"))[: text.documents]
     return model.bits_per_byte(tokenizer.encode_documents(documents), text.bytes)
 
 
-def results_table(experiment: Experiment, result: Result, baseline: float) -> Table:
-    """What the model is, costs and reaches, beside the n-gram."""
-    total = count_parts(experiment.model, experiment.sequence_length)[-1]
-    trained = result.step * experiment.batch_size * experiment.sequence_length
-    # From the metrics: a demo that had ended before took no step now.
-    speed = [line["tokens_per_second"] for line in read_metrics(result.path) if line["split"] == "train"][-1]
-    table = Table(title=f"after {result.step} steps, {trained:,} tokens")
-    for name in ("", "mixture of experts", f"order-{ORDER} n-gram"):
-        table.add_column(name, justify="left" if not name else "right")
-    table.add_row("parameters, total", f"{total.parameters:,}", "")
-    table.add_row("parameters, active per token", f"{total.active_parameters:,.0f}", "")
-    table.add_row("FLOPs per token, forward", f"{total.flops:,.0f}", "")
-    table.add_row("held-out bits per byte", f"{result.bits_per_byte:.4f}", f"{baseline:.4f}")
-    table.add_row("training tokens/s", f"{speed:,.0f}", "")
-    return table
-
-
-def sample(experiment: Experiment, result: Result, tokens: int = 300) -> str:
+def sample(trained: Trained, tokens: int = 300) -> str:
     """A prompt and its continuation."""
-    model = nnx.merge(result.trainer.graph, result.state.params, result.state.variables)
-    pieces = continuation(model, experiment.tokenizer, PROMPT, tokens=tokens, sampling=Sampling(), seed=experiment.seed)
-    return PROMPT + "".join(pieces)
+    tokenizer, seed = trained.experiment.tokenizer, trained.experiment.seed
+    return PROMPT + "".join(
+        continuation(trained.model, tokenizer, PROMPT, tokens=tokens, sampling=Sampling(), seed=seed)
+    )
+
+
+def outcome_table(outcome: Outcome) -> Table:
+    """Both models and the n-gram, side by side."""
+    models, per_step = (DENSE, MIXTURE), outcome.tokens / outcome.steps
+
+    def row(name: str, values: Mapping[str, int | float], form: str) -> tuple[str, ...]:
+        return (name, *(format(values[model], form) if model in values else "" for model in (*models, NGRAM)))
+
+    totals, seconds = outcome.totals, outcome.seconds
+    rows = [
+        row("parameters, total", {name: totals[name].parameters for name in models}, ","),
+        row("parameters, active per token", {name: totals[name].active_parameters for name in models}, ",.0f"),
+        row("FLOPs per token, forward", {name: totals[name].flops for name in models}, ",.0f"),
+        row("held-out bits per byte", outcome.bits_per_byte, ".4f"),
+        row("training tokens/s", {name: per_step / seconds[name] for name in models}, ",.0f"),
+        row("step time over the dense model's", {name: seconds[name] / seconds[DENSE] for name in models}, ".2f"),
+    ]
+    caption = (
+        f"After {outcome.steps:,} steps, {outcome.tokens:,} tokens for each model. Held out: {outcome.text.bytes:,} "
+        f"bytes in {outcome.text.documents} files. Step times are medians, the models taking turns."
+    )
+    return Table(("", *models, NGRAM), rows, caption)
+
+
+def write_outcome(path: Path, experiments: Mapping[str, Experiment], outcome: Outcome) -> Path:
+    """The demo's pictures and report.html, in its directory."""
+    dense, mixture = (outcome.bits_per_byte[name] for name in (DENSE, MIXTURE))
+    runs = {name: path / folder for name, folder in FOLDERS.items()}
+    losses = plot_losses(runs, path / "loss.png", baseline=(NGRAM, outcome.bits_per_byte[NGRAM]))
+    load = plot_expert_load(outcome.routers, path / "expert_load.png")
+    history = plot_router_history(runs[MIXTURE], path / "routers.png")
+    lead = (
+        f"At equal cost per token and equal tokens the mixture of experts reaches {mixture:.3f} bits per byte, the "
+        f"dense model {dense:.3f}. A training step takes {outcome.seconds[MIXTURE] / outcome.seconds[DENSE]:.2f} "
+        "times as long."
+    )
+    what = (
+        "Two language models read the sources of Python's standard library, byte by byte. They are alike but for their "
+        "feed-forward networks: one network for every token, or several small ones, of which a router picks two."
+    )
+    sections = [
+        Section("Result", [Text(what), outcome_table(outcome), Picture(losses, "Losses over the steps.")]),
+        Section(
+            "What the experts do",
+            [
+                router_table(outcome.routers, f"{outcome.text.bytes:,} bytes of held-out text"),
+                Picture(load, "Load on held-out text."),
+                Picture(history, "Entropy, MaxVio and load over the steps of the training."),
+            ],
+        ),
+        Section("A sample", [Sample(outcome.sample, f"The mixture continues {PROMPT!r} at temperature 0.8.")]),
+        *(Section(f"Cost of the {name}", [parts_table(experiment)]) for name, experiment in experiments.items()),
+        Section("Environment", [environment_table(runs[MIXTURE])]),
+    ]
+    return write_report(path / "report.html", title="Dense and mixture of experts", lead=lead, sections=sections)

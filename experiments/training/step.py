@@ -86,7 +86,8 @@ def build_trainer(
             gradients, (metrics, stats) = jax.grad(loss, has_aux=True)(state.params, variables, part, part_key, targets)
             model = nnx.merge(graph, state.params, variables)
             model.update_router_states(stats)
-            return (gradients, metrics), nnx.split(model, nnx.Param, ...)[2]
+            _, _, variables = nnx.split(model, nnx.Param, ...)
+            return (gradients, metrics), variables
 
         (gradients, metrics), variables = _sum_over_parts(gradient, state.variables, windows, accumulation)
         norms = _norms(gradients)

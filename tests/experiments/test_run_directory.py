@@ -172,9 +172,11 @@ def test_the_newest_run_is_the_one_started_or_continued_last(recipe: Path, tmp_p
     config = load_recipe(recipe).recipe()
     with pytest.raises(ValueError, match="there is no run in it"):
         newest_run(tmp_path / "runs")
-    for number, name in enumerate(("b", "a")):
+    for number, name in enumerate(("b", "a", "demo/moe")):
         RunDirectory.open(tmp_path / "runs" / name, config)
         os.utime(tmp_path / "runs" / name / "environment.json", ns=(number, number))
+    assert newest_run(tmp_path / "runs") == tmp_path / "runs" / "demo" / "moe"
+    os.utime(tmp_path / "runs" / "a" / "environment.json", ns=(3, 3))
     assert newest_run(tmp_path / "runs") == tmp_path / "runs" / "a"
     RunDirectory.open(tmp_path / "runs" / "b", config)
     assert newest_run(tmp_path / "runs") == tmp_path / "runs" / "b"

@@ -1,0 +1,229 @@
+"""The report of a run: its pictures and `report.html`, made from what the run left on disk."""
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..models.accounting import count_parts
+from .experiment import FREE_FIELDS, Experiment
+from .files import read_json
+from .metrics import METRICS, read_metrics
+from .page import Figures as Figures
+from .page import Picture as Picture
+from .page import Piece as Piece
+from .page import Sample as Sample
+from .page import Section as Section
+from .page import Table as Table
+from .page import Text as Text
+from .page import write_report as write_report
+from .plots import plot_expert_load, plot_losses, plot_router_history
+from .run_directory import ENVIRONMENT, RunDirectory
+from .training.routers import RouterHistory, RouterStatistics, entropy_share, router_history
+from .training.step import ROUTERS
+
+REPORT, LOSS_PLOT, ROUTERS_PLOT, LOAD_PLOT = "report.html", "loss.png", "routers.png", "expert_load.png"
+
+
+def report_run(
+    run: Path,
+    *,
+    experiment: Experiment | None = None,
+    baseline: tuple[str, float] | None = None,
+    measured: tuple[str, Sequence[RouterStatistics]] | None = None,
+    sections: Sequence[Section] = (),
+) -> Path:
+    """Write a run's pictures (`loss.png`, `routers.png`, `expert_load.png`, as far as it has them) and `report.html`.
+
+    Works for a run that was interrupted, and for one without routers.
+
+    Args:
+        run: the run's directory.
+        experiment: its experiment, where the caller has it. None: read from the directory.
+        baseline: a name and its held-out bits per byte, drawn beside the run's.
+        measured: on what the routers were measured, and their statistics. None: the last batch that was logged.
+        sections: sections of the caller's own, after the result.
+
+    Returns:
+        The path of `report.html`.
+
+    Raises:
+        ValueError: there is no run, or it is no run of an Experiment, or its metrics are damaged.
+    """
+    if experiment is None:
+        experiment = RunDirectory.load(run).config
+    if not isinstance(experiment, Experiment):
+        raise ValueError(f"{run} holds a {type(experiment).__name__}; it must be the run of an Experiment")
+    lines = read_metrics(run) if (run / METRICS).is_file() else []
+    result = _result(run, experiment, lines, baseline)
+    routers = _routers(run, any(line["split"] == ROUTERS for line in lines), measured)
+    return write_report(
+        run / REPORT,
+        title=run.absolute().name,
+        lead=_lead(experiment, lines),
+        sections=[
+            Section("Result", result),
+            *sections,
+            *([Section("Routers", routers)] if routers else []),
+            Section("Model", [parts_table(experiment)]),
+            Section("Configuration", [_configuration(experiment)]),
+            Section("Environment", [environment_table(run)]),
+        ],
+    )
+
+
+def router_table(statistics: Sequence[RouterStatistics], measured_on: str) -> Table:
+    """What each layer's router does: load of its busiest and idlest expert over the even share, entropy, drops."""
+    rows = [
+        (
+            str(layer.layer),
+            str(layer.load.size),
+            f"{layer.load.max() * layer.load.size:.3f}",
+            f"{layer.load.min() * layer.load.size:.3f}",
+            f"{layer.max_violation:.3f}",
+            f"{layer.entropy:.3f}",
+            _share(entropy_share(layer.entropy, layer.load.size)),
+            f"{layer.dropped:.2%}",
+        )
+        for layer in statistics
+    ]
+    columns = ("layer", "experts", "busiest", "idlest", "MaxVio", "entropy, nats", "of log E", "dropped")
+    caption = f"Measured on {measured_on}. Busiest and idlest: the load of an expert over the even share, 1 / experts."
+    return Table(columns, rows, caption)
+
+
+def movement_table(history: Mapping[int, RouterHistory]) -> Table:
+    """How each layer's router moved: figures of the first, the middle and the last logged batch."""
+    rows = []
+    for layer, of in history.items():
+        places = _first_middle_last(len(of.steps))
+        entropy = [_share(entropy_share(of.entropy[place], of.load.shape[1])) for place in places]
+        violation = [f"{of.max_violation[place]:.3f}" for place in places]
+        dropped = [f"{of.dropped[place]:.2%}" for place in places]
+        rows.append((str(layer), *map(_moves, (entropy, violation, dropped))))
+    steps = next(iter(history.values())).steps
+    shown = " → ".join(f"{steps[place]:,}" for place in _first_middle_last(len(steps)))
+    return Table(("layer", "entropy of log E", "MaxVio", "dropped"), rows, f"Training batches of steps {shown}.")
+
+
+def parts_table(experiment: Experiment) -> Table:
+    """Parameters, active parameters and FLOPs per token of a model, by part."""
+    parts = count_parts(experiment.model, experiment.sequence_length)
+    total = parts[-1].flops
+    rows = [
+        (
+            part.name,
+            part.parameters,
+            f"{part.active_parameters:,.0f}",
+            f"{part.flops:,.0f}",
+            f"{part.flops / total:.1%}",
+        )
+        for part in parts
+    ]
+    caption = (
+        f"Per token, forward, in windows of {experiment.sequence_length} tokens. FLOPs are those of matrix products, "
+        "a multiplication and an addition counted as two."
+    )
+    return Table(("part", "parameters", "active", "FLOPs per token", "of all"), rows, caption, total=True)
+
+
+def environment_table(run: Path) -> Table:
+    """Where a run's last start happened: time, devices, versions, text. Without rows where nothing is known."""
+    file = run / ENVIRONMENT
+    starts = read_json(file) if file.is_file() else []
+    if not starts:
+        return Table(("", ""), [], "Nothing is known about it.")
+    last = starts[-1]
+    devices = Counter(last["devices"]).items()
+    rows = [
+        ("started", f"{last['started']}, start {len(starts)} of this run" if len(starts) > 1 else last["started"]),
+        ("devices", ", ".join(f"{count} × {kind}" for kind, count in devices)),
+        ("processes", str(last["processes"])),
+        ("system", last["system"]),
+        *last["versions"].items(),
+        *_leaves("text", last.get("source", {})),
+    ]
+    return Table(("", ""), rows)
+
+
+def _lead(experiment: Experiment, lines: Sequence[Mapping[str, Any]]) -> str:
+    networks = Counter(type(ffn).__name__ for ffn in experiment.model.feed_forwards).items()
+    kind = f"A decoder of {experiment.model.layers} layers ({', '.join(f'{count} {name}' for name, count in networks)})"
+    if not lines:
+        return f"{kind}; nothing was measured yet."
+    done = max(line["step"] for line in lines)
+    ended = any(line["split"] == "held_out" and line["step"] == experiment.steps for line in lines)
+    how = (
+        f"trained for {done:,} steps" if ended else f"stopped on its way: {done:,} of {experiment.steps:,} steps logged"
+    )
+    return f"{kind}, {how}."
+
+
+def _result(
+    run: Path, experiment: Experiment, lines: Sequence[Mapping[str, Any]], baseline: tuple[str, float] | None
+) -> list[Piece]:
+    training = [line for line in lines if line["split"] == "train"]
+    if not training:
+        return [Text("Nothing was measured yet.")]
+    held_out = [line for line in lines if line["split"] == "held_out"]
+    total = count_parts(experiment.model, experiment.sequence_length)[-1]
+    tokens = max(line["step"] for line in lines) * experiment.batch_size * experiment.sequence_length
+    speed = training[-1]["tokens_per_second"]  # 0 at the first step, which compiles
+    entries = [
+        (f"{held_out[-1]['bits_per_byte']:.3f}" if held_out else "–", "bits per byte on held-out text"),
+        (f"{training[-1]['loss'] / math.log(2):.3f}", "bits per token on the last logged batch"),
+        (f"{tokens:,}", "tokens trained on"),
+        (f"{speed:,.0f}" if speed else "–", "tokens per second"),
+        (f"{total.parameters:,}", "parameters"),
+        (f"{total.active_parameters:,.0f}", "of them active per token"),
+    ]
+    picture = plot_losses({run.absolute().name: run}, run / LOSS_PLOT, baseline=baseline)
+    return [Figures(entries), Picture(picture, "Loss of training batches and of the held-out text.")]
+
+
+def _routers(run: Path, logged: bool, measured: tuple[str, Sequence[RouterStatistics]] | None) -> list[Piece]:
+    """Nothing, where routers were neither logged nor measured."""
+    if not logged and measured is None:
+        return []
+    history = router_history(run) if logged else {}
+    if measured is None:
+        last = next(iter(history.values())).steps[-1]
+        measured = (f"the training batch of step {last:,}", [of.at(layer, -1) for layer, of in history.items()])
+    measured_on, statistics = measured
+    load = plot_expert_load(statistics, run / LOAD_PLOT)
+    pieces: list[Piece] = [router_table(statistics, measured_on), Picture(load, f"Load on {measured_on}.")]
+    if history:
+        picture = plot_router_history(run, run / ROUTERS_PLOT)
+        pieces += [movement_table(history), Picture(picture, "Entropy, MaxVio and load over the steps of the run.")]
+    return pieces
+
+
+def _configuration(experiment: Experiment) -> Table:
+    """What the numbers depend on, field by field."""
+    fields = {
+        f"model.{field.name}": getattr(experiment.model, field.name) for field in dataclasses.fields(experiment.model)
+    }
+    fields |= {field.name: getattr(experiment, field.name) for field in dataclasses.fields(experiment)}
+    rows = [(name, str(value)) for name, value in fields.items() if name not in ("model", *FREE_FIELDS)]
+    return Table(("field", "value"), rows, "What the numbers depend on; the whole configuration is in config.json.")
+
+
+def _leaves(name: str, value: Any) -> list[tuple[str, str]]:
+    """Nested dictionaries as rows: "text train bytes"."""
+    if not isinstance(value, dict):
+        return [(name, f"{value:,}" if isinstance(value, int) else str(value))]
+    return [leaf for key, child in value.items() for leaf in _leaves(f"{name} {key}", child)]
+
+
+def _first_middle_last(count: int) -> list[int]:
+    return sorted({0, (count - 1) // 2, count - 1})
+
+
+def _moves(values: Sequence[str]) -> str:
+    return " → ".join(values if len(set(values)) > 1 else values[:1])
+
+
+def _share(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.3f}"
