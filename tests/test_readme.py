@@ -4,10 +4,12 @@ import re
 import shlex
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
 
 from dynamoe.experiments import cli
 from dynamoe.experiments.experiment import Experiment
+from dynamoe.moe import RoutingContext
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -28,6 +30,16 @@ def test_readme_layer_runs_in_a_model_of_ones_own() -> None:
     exec(BLOCKS[1], names)
     assert names["logits"].shape == (32, 10)
     assert names["balance_loss"] > 0
+
+
+def test_readme_router_routes_each_token_to_the_nearest_direction() -> None:
+    names: dict = {}
+    exec(BLOCKS[2], names)
+    assert names["y"].shape == (4, 16, 64) and names["stats"].load.max() == 1  # all tokens are the same
+    router = names["layer"].router
+    tokens = router.directions[...].T * 3.0  # each expert's own direction
+    routing, state = router(tokens, RoutingContext(mask=jnp.arange(8) < 6))
+    assert routing.expert.tolist() == [0, 1, 2, 3, 4, 5, 8, 8] and state is None
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,8 +1,9 @@
-"""`grouped_matmul`: each row times the matrix of its group. Letters: M rows, D inner width, F output width, E groups."""
+"""The one public function. Letters: M rows, D inner width, F output width, E groups."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from ..implementations import OTHER, run_implementation
@@ -52,11 +53,11 @@ def grouped_matmul(
         NotImplementedError: the implementation does not take these arguments.
     """
     _check(x, w, group_sizes)
-    if not (x.shape[0] and w.shape[2] and w.shape[0]):
+    if not (x.size and w.size):
         return jnp.zeros((x.shape[0], w.shape[2]), x.dtype)
-    x, w, group_sizes = _vary_alike(x, w, group_sizes)
+    x, w, group_sizes = _vary_alike(x, w, group_sizes.astype(jnp.int32))
     y = run_implementation(implementation, IMPLEMENTATIONS, PREFERRED, x, w, group_sizes)
-    if isinstance(group_sizes, jax.core.Tracer):
+    if isinstance(group_sizes, Tracer):
         return _poison(y, jnp.any(group_sizes < 0) | (jnp.sum(group_sizes) > x.shape[0]))
     return y
 
@@ -77,7 +78,7 @@ def _check(x: jax.Array, w: jax.Array, group_sizes: jax.Array) -> None:
         raise ValueError(f"x has dtype {x.dtype}; allowed are {' and '.join(dtype.__name__ for dtype in DTYPES)}")
     if w.dtype != x.dtype:
         raise ValueError(f"w has dtype {w.dtype} and x {x.dtype}; they must be of one dtype")
-    if not isinstance(group_sizes, jax.core.Tracer):
+    if not isinstance(group_sizes, Tracer):
         sizes = np.asarray(group_sizes)
         if (sizes < 0).any():
             group = int(sizes.argmin())

@@ -78,7 +78,7 @@ class Plan(NamedTuple):
 
 def _plan(group_sizes: Int[Array, " E"], rows: int, sizes: tuple[int, ...]) -> Plan:
     # Clipped: sizes that break their bounds, which the caller reports, must not lead outside the arrays.
-    end = jnp.minimum(jnp.cumsum(jnp.maximum(group_sizes.astype(jnp.int32), 0)), rows)
+    end = jnp.minimum(jnp.cumsum(jnp.maximum(group_sizes, 0)), rows)
     start = jnp.concatenate([jnp.zeros_like(end[:1]), end[:-1]])
     tail = end - (end - start) % sizes[0]
     # How many sizes smaller than the largest hold the tail; one more where there is none.
@@ -160,11 +160,12 @@ def _gradient_of_matrices(x, dy, group_sizes):
         group = _at(plan.with_full, i)
         start = _at(plan.start, group)
 
-        def full_block(j, total):
-            return total + product(*(_slice_rows(v, start + j * sizes[0], sizes[0]) for v in (x, dy)))
+        def full_block(j, dw):
+            # Added in place: a sum carried beside dw would be read and written once more.
+            block = product(*(_slice_rows(v, start + j * sizes[0], sizes[0]) for v in (x, dy)))
+            return _write(dw, (_at(dw, group) + block)[None], group)
 
-        count = (_at(plan.tail, group) - start) // sizes[0]
-        return _write(dw, jax.lax.fori_loop(0, count, full_block, _at(dw, group))[None], group)
+        return jax.lax.fori_loop(0, (_at(plan.tail, group) - start) // sizes[0], full_block, dw)
 
     return jax.lax.fori_loop(0, plan.with_full_count, full_blocks, dw).astype(x.dtype)
 
@@ -174,11 +175,11 @@ def _few_rows_times_matrices(x, w, group_sizes):
     """Add up column of x times row of the group's matrix, without blocks: the gather fuses with the multiply-add."""
     (rows, inner), (groups, _, width) = x.shape, w.shape
     row = jnp.arange(rows, dtype=jnp.int32)
-    before = row[:, None] >= jnp.cumsum(group_sizes.astype(jnp.int32))[None, :]
+    before = row[:, None] >= jnp.cumsum(group_sizes)[None, :]
     group = jnp.sum(before, axis=1, dtype=jnp.int32)
     first = jnp.minimum(group, groups - 1) * inner
     flat = w.reshape(groups * inner, width)
-    step = next(size for size in (16, 8, 4, 2, 1) if inner % size == 0)
+    step = next(size for size in (8, 4, 2, 1) if inner % size == 0)
 
     def add_step(i, y):
         columns = jax.lax.dynamic_slice(x, (0, i * step), (rows, step), allow_negative_indices=False)

@@ -1,4 +1,4 @@
-"""The plainest correct grouped matmul: every expert on every row, and each row keeps its own. Costs E times too much."""
+"""The plainest correct grouped matmul: every group's matrix on every row, and each row keeps its own."""
 
 import jax
 import jax.numpy as jnp
