@@ -1,6 +1,7 @@
 # Two commands do all the set-up on a fresh machine: `make demo` and `make test`.
 PYTHON ?= python3
 VENV ?= .venv
+WORKERS ?= 2
 CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable
@@ -20,8 +21,8 @@ demo: $(VENV)/.installed-runtime ## Train, evaluate and report a small mixture o
 demo-smoke: $(VENV)/.installed-runtime ## The demo at the smallest scale, as CI runs it
 	$(BIN)/dynamoe demo --smoke
 
-test: $(VENV)/.installed-test ## Run the unit tests; TESTS=path selects some
-	$(BIN)/python -m pytest $(TESTS)
+test: $(VENV)/.installed-test ## Run the unit tests; TESTS=path selects some, WORKERS=n runs n at once
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(TESTS)
 
 test-smoke-312: ## Run the tests marked smoke on Python 3.12 and the newest JAX, where that Python exists
 	@if [ -z "$(PYTHON_312)" ]; then echo "skipped: no working Python 3.12 on this machine"; else \

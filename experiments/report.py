@@ -11,16 +11,10 @@ from ..models.accounting import count_parts
 from .experiment import FREE_FIELDS, Experiment
 from .files import read_json
 from .metrics import METRICS, read_metrics
-from .page import Figures as Figures
-from .page import Picture as Picture
-from .page import Piece as Piece
-from .page import Sample as Sample
-from .page import Section as Section
-from .page import Table as Table
-from .page import Text as Text
-from .page import write_report as write_report
+from .page import Figures, Picture, Piece, Section, Table, Text, write_report
 from .plots import plot_expert_load, plot_losses, plot_router_history
 from .run_directory import ENVIRONMENT, RunDirectory
+from .tables import parts_table
 from .training.routers import RouterHistory, RouterStatistics, entropy_share, router_history
 from .training.step import ROUTERS
 
@@ -108,27 +102,6 @@ def movement_table(history: Mapping[int, RouterHistory]) -> Table:
     return Table(("layer", "entropy of log E", "MaxVio", "dropped"), rows, f"Training batches of steps {shown}.")
 
 
-def parts_table(experiment: Experiment) -> Table:
-    """Parameters, active parameters and FLOPs per token of a model, by part."""
-    parts = count_parts(experiment.model, experiment.sequence_length)
-    total = parts[-1].flops
-    rows = [
-        (
-            part.name,
-            part.parameters,
-            f"{part.active_parameters:,.0f}",
-            f"{part.flops:,.0f}",
-            f"{part.flops / total:.1%}",
-        )
-        for part in parts
-    ]
-    caption = (
-        f"Per token, forward, in windows of {experiment.sequence_length} tokens. FLOPs are those of matrix products, "
-        "a multiplication and an addition counted as two."
-    )
-    return Table(("part", "parameters", "active", "FLOPs per token", "of all"), rows, caption, total=True)
-
-
 def environment_table(run: Path) -> Table:
     """Where a run's last start happened: time, devices, versions, text. Without rows where nothing is known."""
     file = run / ENVIRONMENT
@@ -155,9 +128,7 @@ def _lead(experiment: Experiment, lines: Sequence[Mapping[str, Any]]) -> str:
         return f"{kind}; nothing was measured yet."
     done = max(line["step"] for line in lines)
     ended = any(line["split"] == "held_out" and line["step"] == experiment.steps for line in lines)
-    how = (
-        f"trained for {done:,} steps" if ended else f"stopped on its way: {done:,} of {experiment.steps:,} steps logged"
-    )
+    how = f"trained for {done:,} steps" if ended else f"{done:,} of {experiment.steps:,} steps logged so far"
     return f"{kind}, {how}."
 
 

@@ -1,27 +1,32 @@
-"""Tables for a terminal."""
+"""Tables for the report and for a terminal."""
 
 from rich.table import Table
 from rich.text import Text
 
-from ..models import Decoder
 from ..models.accounting import count_parts
 from . import page
+from .experiment import Experiment
 
 
-def cost_table(model: Decoder, sequence_length: int) -> Table:
-    """Parameters, active parameters and FLOPs per token of a model, by part."""
-    table = Table(
-        title=f"per token, forward, windows of {sequence_length} tokens", title_style="", title_justify="left"
-    )
-    table.add_column("part")
-    for name in ("parameters", "active parameters", "active FLOPs"):
-        table.add_column(name, justify="right")
-    for part in count_parts(model, sequence_length):
-        numbers = (part.parameters, part.active_parameters, part.flops)
-        table.add_row(
-            part.name, *(f"{number:,.0f}" for number in numbers), style="bold" if part.name == "total" else ""
+def parts_table(experiment: Experiment) -> page.Table:
+    """Parameters, active parameters and FLOPs per token of an experiment's model, by part."""
+    parts = count_parts(experiment.model, experiment.sequence_length)
+    total = parts[-1].flops
+    rows = [
+        (
+            part.name,
+            part.parameters,
+            f"{part.active_parameters:,.0f}",
+            f"{part.flops:,.0f}",
+            f"{part.flops / total:.1%}",
         )
-    return table
+        for part in parts
+    ]
+    caption = (
+        f"Per token, forward, in windows of {experiment.sequence_length} tokens. FLOPs are those of matrix products, "
+        "a multiplication and an addition counted as two."
+    )
+    return page.Table(("part", "parameters", "active", "FLOPs per token", "of all"), rows, caption, total=True)
 
 
 def for_terminal(table: page.Table) -> Table:

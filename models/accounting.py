@@ -83,4 +83,4 @@ def _part(path: tuple, axes: tuple) -> str:
         return "router"
     if "shared" in path:
         return "shared experts"
-    return "experts" if "expert" in axes else "ffn"
+    return "experts" if "experts" in path or "expert" in axes else "ffn"

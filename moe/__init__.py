@@ -1,30 +1,35 @@
 """Mixture of experts: routers, dispatchers, experts, losses, telemetry and the layer that joins them."""
 
-from .dispatchers import CapacityDispatcher, DenseDispatcher, Dispatcher, DroplessDispatcher
-from .experts import GELU, Experts, SwiGLU
-from .feed_forward import FeedForward, LayerPattern, Tap, no_tap
+from .dispatchers import CapacityDispatcher, DenseDispatcher, Dispatcher, DroplessDispatcher, Plan
+from .experts import GELU, Experts, ExpertsModule, SwiGLU
+from .feed_forward import FeedForward, FeedForwardModule, LayerPattern, Tap, no_tap
 from .layer import MoE, MoELayer
 from .losses import BalanceLoss, RouterLoss, ZLoss
 from .routers import TopK
-from .routing import Router, RouterState, Routing, RoutingContext
+from .routing import NO_CONTEXT, Router, RouterModule, RouterState, Routing, RoutingContext
 from .scores import Scores, Sigmoid, Softmax
 from .telemetry import MoEStats
 
 __all__ = [
     "GELU",
+    "NO_CONTEXT",
     "BalanceLoss",
     "CapacityDispatcher",
     "DenseDispatcher",
     "Dispatcher",
     "DroplessDispatcher",
     "Experts",
+    "ExpertsModule",
     "FeedForward",
+    "FeedForwardModule",
     "LayerPattern",
     "MoE",
     "MoELayer",
     "MoEStats",
+    "Plan",
     "Router",
     "RouterLoss",
+    "RouterModule",
     "RouterState",
     "Routing",
     "RoutingContext",

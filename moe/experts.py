@@ -143,12 +143,20 @@ def expert_matmul(
 
     Returns:
         [E, C, O], or [M, O].
+
+    Raises:
+        ValueError: the shapes do not fit, or as `kernels.grouped_matmul` does.
     """
     experts, inputs, outputs = weight.shape
     if group_sizes is not None:
         return grouped_matmul(rows, weight, group_sizes, implementation=implementation)
-    if rows.shape[0] == experts > 1:
+    if rows.ndim == 3 and rows.shape[0] == experts > 1:
         return jnp.einsum("eci,eio->eco", rows, weight)
+    if rows.ndim != 3 or rows.shape[0] != 1:
+        raise ValueError(
+            f"rows have shape {rows.shape} and group_sizes is None; they must be [{experts}, C, {inputs}], or "
+            f"[1, C, {inputs}] shared by all experts"
+        )
     # One wide product: XLA on CPU sums the gradient of broadcast rows 4 times slower (experiments/LOG.md).
     wide = rows[0] @ weight.swapaxes(0, 1).reshape(inputs, experts * outputs)
     return wide.reshape(-1, experts, outputs).swapaxes(0, 1)

@@ -6,6 +6,7 @@ loss = task_loss(y) + stats.loss
 layer.update_router_state(stats.router_state)     # after the step; only routers that remember need it
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -46,8 +47,8 @@ class MoE(FeedForward):
             raise ValueError(f"MoE.experts is {self.experts}; it must be at least 1")
         if self.router.experts_per_token > self.experts:
             raise ValueError(
-                f"MoE.router sends a token to {self.router.experts_per_token} experts; MoE.experts is {self.experts}: "
-                "it must be at least as many"
+                f"MoE.router is {self.router}, which sends a token to {self.router.experts_per_token:g} experts; "
+                f"MoE.experts is {self.experts}: it must be at least as many"
             )
         names = [type(loss).__name__ for loss in self.losses]
         if len(set(names)) < len(names):
@@ -66,12 +67,13 @@ class MoE(FeedForward):
 
 
 class MoELayer(nnx.Module):
-    """The built layer. It keeps nothing between calls: statistics are returned."""
+    """The built layer. A call changes nothing in it: statistics and a router's new state are returned."""
 
     def __init__(self, config: MoE, *, width: int, key: jax.Array):
         router, experts = jax.random.split(key)
         shared = jax.random.fold_in(key, 2)
         self.config = config
+        self.width = width
         self.router = config.router.build(width=width, experts=config.experts, key=router)
         self.experts = config.expert.build(experts=config.experts, width=width, key=experts)
         self.shared = None if config.shared is None else config.shared.build(experts=1, width=width, key=shared)
@@ -88,9 +90,17 @@ class MoELayer(nnx.Module):
 
         Returns:
             The output, in the shape and dtype of x (zero at padding), and the statistics of this call.
+
+        Raises:
+            ValueError: the width of x is not the layer's, the mask or the token ids are not one per token, or the
+                router returned a state that it does not have.
         """
-        tokens = x.reshape(-1, x.shape[-1])
+        self._check(x, context)
+        # Zero first: a product with 0 would not keep a NaN at padding out of losses and gradients.
+        tokens = _masked(x.reshape(-1, x.shape[-1]), context.mask)
         routing, state = self.router(tokens, context)
+        stranger = (routing.expert < 0) | (routing.expert > self.config.experts)
+        routing = routing._replace(expert=jnp.where(stranger, self.config.experts, routing.expert))
         tap("ffn", x, routing)
         dispatcher = self.config.dispatcher
         plan = dispatcher.plan(routing)
@@ -100,6 +110,16 @@ class MoELayer(nnx.Module):
             y = y + _masked(self.shared(tokens[None], None)[0], context.mask)
         stats = moe_stats(routing, context.mask, self.config.losses, plan.dropped, self._checked(state or {}))
         return y.reshape(x.shape), stats
+
+    def _check(self, x: Float[Array, "*batch D"], context: RoutingContext) -> None:
+        """Refuse arguments that do not fit, before they meet in a product or a broadcast."""
+        if x.shape[-1] != self.width or 0 in x.shape:
+            raise ValueError(f"x has shape {x.shape}; it must be [..., {self.width}], with at least one token")
+        tokens = math.prod(x.shape[:-1])
+        for name in ("mask", "token_ids"):
+            array = getattr(context, name)
+            if array is not None and array.shape != (tokens,):
+                raise ValueError(f"context.{name} has shape {array.shape}; it must be ({tokens},), one per token of x")
 
     def update_router_state(self, values: Mapping[str, jax.Array]) -> None:
         """Store new values of the router's state, `stats.router_state`, outside of the gradient."""

@@ -4,6 +4,7 @@ import abc
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
@@ -33,4 +34,9 @@ class Sigmoid(Scores):
 
     def __call__(self, logits: Float[Array, "T E"]) -> tuple[Float[Array, "T E"], Float[Array, "T E"]]:
         scores = jax.nn.sigmoid(logits)
-        return scores, scores / scores.sum(axis=-1, keepdims=True)
+        return scores, normalized(scores)
+
+
+def normalized(scores: Float[Array, "T N"]) -> Float[Array, "T N"]:
+    """Scores over their sum; zero where all of a token's scores are so small that they are 0."""
+    return scores / jnp.maximum(scores.sum(axis=-1, keepdims=True), jnp.finfo(scores.dtype).tiny)

@@ -12,7 +12,8 @@ from .routing import Routing
 
 
 class MoEStats(NamedTuple):
-    """Means over the global batch, padding left out. With gradient accumulation: over each micro-batch."""
+    """Means over the global batch, padding left out; zero where all is padding. With gradient accumulation: over each
+    micro-batch."""
 
     load: Float[Array, " E"]
     """Share of the assignments that the router gave to each expert, dropped ones included; sums to 1."""
@@ -48,7 +49,7 @@ def moe_stats(
         load=load,
         importance=importance(routing, mask),
         entropy=token_mean(-(routing.probs * log_probs).sum(axis=-1), mask),
-        max_violation=load.max() * experts - 1.0,
+        max_violation=jnp.maximum(load.max() * experts - 1.0, 0.0),
         dropped=dropped,
         losses=values,
         loss=sum(weighted, start=jnp.zeros((), jnp.float32)),

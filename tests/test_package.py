@@ -55,7 +55,7 @@ builtins.__import__ = checked_import
 
 
 def run_python(code: str, *arguments: str, cwd: Path) -> str:
-    """Run code in a fresh isolated interpreter with JAX as users have it; return its output, fail with its traceback."""
+    """Run code in a fresh isolated interpreter with JAX as users have it; return its output."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("JAX_NUMPY_")}
     command = [sys.executable, "-I", "-c", code, *arguments]
     child = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)

@@ -1,11 +1,13 @@
 """`dynamoe bench`."""
 
+import dataclasses
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+import jax.numpy as jnp
 import tyro
 from rich import box
 from rich.console import Console
@@ -13,28 +15,40 @@ from rich.table import Table
 
 from ...kernels.grouped_matmul import bench as grouped_matmul
 from ...kernels.grouped_matmul.shapes import DATA, routed_counts
+from ...models import Layout, MeshShape
+from ...models.accounting import count_parts
+from ...moe import DenseDispatcher
+from ..data import training_batches
+from ..recipes import standard_library, standard_library_dense
+from ..training.step import build_trainer, to_device
+from ..training.step_time import step_seconds
+
+STEP_ERROR = 1e-4
+"""Allowed difference of a step's loss and gradient norm from those of the dense dispatcher, as a part of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """Check the results of a kernel's implementations, then time them against their peers.
+    """Check results, then time them: a kernel's implementations against their peers, or the demo's training steps.
 
     Times are ratios from one process, interleaved. A wrong result ends with status 1, before anything is timed.
     """
 
-    benchmark: Annotated[Literal["grouped_matmul"], tyro.conf.Positional] = "grouped_matmul"
+    benchmark: Annotated[Literal["grouped_matmul", "training_step"], tyro.conf.Positional] = "grouped_matmul"
     """What is measured."""
     quick: bool = False
-    """Fewer shapes."""
+    """Fewer shapes of grouped_matmul."""
     rounds: int = 9
-    """How often each contender is timed; its fastest round counts."""
+    """How often each contender is timed: the fastest round of a kernel counts, the median of a step."""
 
     def __post_init__(self):
+        if self.quick and self.benchmark == "training_step":
+            raise ValueError("quick is True; training_step has one shape: give --rounds")
         if self.rounds < 1:
             raise ValueError(f"rounds is {self.rounds}; it must be at least 1")
 
     def run(self, console: Console) -> int:
-        return {"grouped_matmul": _grouped_matmul}[self.benchmark](self, console)
+        return {"grouped_matmul": _grouped_matmul, "training_step": _training_step}[self.benchmark](self, console)
 
 
 def _grouped_matmul(bench: Bench, console: Console) -> int:
@@ -56,6 +70,45 @@ def _grouped_matmul(bench: Bench, console: Console) -> int:
                     found[case.kind, which, name].append(value)
     console.print(ratios)
     console.print(_summary(found))
+    return 0
+
+
+def _training_step(bench: Bench, console: Console) -> int:
+    """The default recipe's mixture of experts over its dense twin, of equal active FLOPs per token."""
+    dense, mixture = standard_library_dense.recipe(), standard_library.recipe()
+    ffn = dataclasses.replace(mixture.model.ffn, dispatcher=DenseDispatcher())
+    oracle = dataclasses.replace(mixture, model=dataclasses.replace(mixture.model, ffn=ffn))
+    sizes = {"batch_size": mixture.batch_size, "sequence_length": mixture.sequence_length}
+    batch = next(training_batches(mixture.source, mixture.tokenizer, **sizes, seed=mixture.seed))
+    trainers = {
+        name: build_trainer(e.model, e.optimizer, Layout(MeshShape().build()), steps=e.steps)
+        for name, e in (("dense", dense), ("mixture", mixture), ("oracle", oracle))
+    }
+    worst = 0.0
+    outcomes = [
+        trainer.step(trainer.init(jnp.uint32(mixture.seed)), to_device(batch, trainer.layout))[1]
+        for trainer in (trainers["mixture"], trainers["oracle"])
+    ]
+    for name, (found, expected) in {
+        key: [float(o[key]) for o in outcomes] for key in ("loss", "gradient_norm")
+    }.items():
+        error = abs(found / expected - 1)
+        worst = max(worst, error if math.isfinite(error) else math.inf)
+        console.print(f"{name} {found:.6f}, with every expert on every token {expected:.6f}", highlight=False)
+    if worst > STEP_ERROR:
+        console.print(f"they differ by {worst:.1e}, allowed is {STEP_ERROR:.0e}: nothing is timed", highlight=False)
+        return 1
+    runs = {name: (trainers[name], trainers[name].init(jnp.uint32(0))) for name in ("dense", "mixture")}
+    seconds = step_seconds(runs, batch, rounds=bench.rounds)
+    flops = {"dense": dense, "mixture": mixture}
+    flops = {name: count_parts(e.model, e.sequence_length)[-1].flops for name, e in flops.items()}
+    for name, value in flops.items():
+        console.print(f"{name}: {value:,.0f} FLOPs per token, {seconds[name] * 1e3:.0f} ms a step", highlight=False)
+    console.print(
+        f"a training step of the mixture takes {seconds['mixture'] / seconds['dense']:.2f} times the dense model's "
+        f"(medians of {bench.rounds} steps in turns)",
+        highlight=False,
+    )
     return 0
 
 

@@ -17,8 +17,8 @@ from ..ngram import NGram
 from ..page import Picture, Sample, Section, Table, Text, write_report
 from ..plots import plot_expert_load, plot_losses, plot_router_history
 from ..recipes import standard_library, standard_library_dense
-from ..report import environment_table, parts_table, router_table
-from ..tables import for_terminal
+from ..report import environment_table, router_table
+from ..tables import for_terminal, parts_table
 from ..training.loop import Result, train
 from ..training.restore import Trained
 from ..training.routers import RouterStatistics, measure_routers
@@ -40,14 +40,15 @@ class Demo:
     """
 
     run_dir: Path | None = None
-    """The demo's directory, with a run of each model in it. None: runs/demo, or runs/demo-smoke."""
+    """The demo's directory, with a run of each model in it. None: runs/demo, and for another seed runs/demo-seed1."""
     seed: int = 0
     """The same seed gives the same numbers, but for those of time."""
     smoke: bool = False
     """Seconds instead of minutes: everything runs, nothing is learnt. For CI."""
 
     def run(self, console: Console) -> int:
-        path = self.run_dir or Path("runs") / ("demo-smoke" if self.smoke else "demo")
+        name = "demo-smoke" if self.smoke else "demo"
+        path = self.run_dir or Path("runs") / (f"{name}-seed{self.seed}" if self.seed else name)
         experiments = {DENSE: self._sized(standard_library_dense), MIXTURE: self._sized(standard_library)}
         results = {}
         for name, experiment in experiments.items():
@@ -116,11 +117,10 @@ def ngram_bits_per_byte(experiment: Experiment, text: HeldOut) -> float:
 
 
 def sample(trained: Trained, tokens: int = 300) -> str:
-    """A prompt and its continuation."""
+    """A prompt and its continuation; what a terminal would take for a command is shown as a middle dot."""
     tokenizer, seed = trained.experiment.tokenizer, trained.experiment.seed
-    return PROMPT + "".join(
-        continuation(trained.model, tokenizer, PROMPT, tokens=tokens, sampling=Sampling(), seed=seed)
-    )
+    drawn = continuation(trained.model, tokenizer, PROMPT, tokens=tokens, sampling=Sampling(), seed=seed)
+    return "".join(c if c.isprintable() or c in "\n\t" else "·" for c in PROMPT + "".join(drawn))
 
 
 def outcome_table(outcome: Outcome) -> Table:

@@ -50,7 +50,11 @@ class Inspect:
             console.print(for_terminal(movement_table(router_history(path))))
         except ValueError as error:  # trained before routers were logged
             console.print(str(error), markup=False, highlight=False)
-        report = report_run(path, experiment=experiment, measured=(measured_on, statistics))
+        try:
+            report = report_run(path, experiment=experiment, measured=(measured_on, statistics))
+        except PermissionError as error:  # a run of somebody else's
+            console.print(f"no plots and no report, the run cannot be written to: {error}", markup=False)
+            return 0
         for file in (path / LOSS_PLOT, path / LOAD_PLOT, path / ROUTERS_PLOT, report):
             if file.exists():
                 console.print(str(file), markup=False, highlight=False)

@@ -20,5 +20,5 @@ def find_run(path: Path | None, console: Console) -> Path:
         if train(standard_library.recipe(), RUNS / "standard_library", console=console).interrupted:
             raise KeyboardInterrupt
     newest = newest_run(RUNS)
-    console.print(f"run {newest}", highlight=False)
+    console.print(f"run {newest}", markup=False, highlight=False)
     return newest

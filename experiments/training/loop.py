@@ -15,7 +15,7 @@ from ...models import Layout
 from ..data import HeldOut, check_vocabulary, held_out, training_batches
 from ..experiment import FREE_FIELDS, Experiment
 from ..run_directory import Metrics, RunDirectory
-from ..tables import cost_table
+from ..tables import for_terminal, parts_table
 from .checkpoints import Checkpoints
 from .evaluation import bits_per_byte
 from .interruption import Interruption
@@ -132,7 +132,7 @@ def train(
                     quiet=not first,
                 )
             )
-            progress.note(cost_table(experiment.model, experiment.sequence_length))
+            progress.note(for_terminal(parts_table(experiment)))
             if resume_step is not None:
                 progress.note(f"continuing {directory.path} at step {step}")
             run = _Run(experiment, directory, trainer, validation, checkpoints, metrics, progress, profile)

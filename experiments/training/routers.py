@@ -76,7 +76,7 @@ def measure_routers(trained: Trained, text: HeldOut) -> list[RouterStatistics]:
     def measure(params: nnx.State, variables: nnx.State, windows: Windows) -> tuple[jax.Array, list]:
         inputs: list[Any] = [array[:, :-1] for array in windows]
         output = nnx.merge(graph, params, variables)(*inputs, layout=layout, tap=_count_assignments)
-        counts = [output.taps[f"layers.{layer}.ffn"] for layer in range(len(output.stats))]
+        counts = [stats and _tapped(output.taps, layer) for layer, stats in enumerate(output.stats)]
         return (inputs[1] > 0).sum(), list(zip(counts, output.stats, strict=True))
 
     _, layers = jax.eval_shape(measure, trained.params, trained.variables, text.batches[0])
@@ -120,6 +120,13 @@ def _history(layer: int, lines: Sequence[dict[str, Any]]) -> RouterHistory:
 def _count_assignments(path: str, activations: jax.Array, routing: Routing | None) -> Any:
     """A tap: the statistics are shares, and how many assignments a batch has is for the routing to say."""
     return None if routing is None else assignment_counts(routing)
+
+
+def _tapped(taps: dict[str, Any], layer: int) -> jax.Array:
+    counts = taps.get(f"layers.{layer}.ffn")
+    if counts is None:
+        raise ValueError(f"the network of layer {layer} routes, and did not call tap('ffn', x, routing)")
+    return counts
 
 
 def _over_batches(

@@ -7,16 +7,18 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from ..implementations import OTHER, run_implementation
+from .blas import grouped_matmul_blas
 from .blocked import grouped_matmul_blocked
 from .reference import grouped_matmul_reference
 from .xla import grouped_matmul_xla
 
 IMPLEMENTATIONS = {
+    "blas": grouped_matmul_blas,
     "blocked": grouped_matmul_blocked,
     "xla": grouped_matmul_xla,
     "reference": grouped_matmul_reference,
 }
-PREFERRED = {"cpu": ("blocked",), OTHER: ("xla",)}
+PREFERRED = {"cpu": ("blas", "blocked"), OTHER: ("xla",)}
 DTYPES = (jnp.float32, jnp.bfloat16)
 
 
@@ -41,8 +43,9 @@ def grouped_matmul(
         x: rows [M, D], float32 or bfloat16.
         w: one matrix per group [E, D, F], in the dtype of x.
         group_sizes: rows of each group [E], integers, not negative, together at most M.
-        implementation: "blocked" (plain JAX, cost independent of E; the default on CPU), "xla" (`jax.lax.ragged_dot`;
-            the default elsewhere), "reference" (E times the work, to check others against); None: the platform's.
+        implementation: "blas" (OpenBLAS, float32, CPU alone; the default there), "blocked" (plain JAX, cost independent
+            of E; the default on CPU for bfloat16, and where OpenBLAS cannot be had), "xla" (`jax.lax.ragged_dot`; the
+            default elsewhere), "reference" (E times the work, to check others against); None: the platform's.
 
     Returns:
         y [M, F] in the dtype of x. Where `group_sizes` is traced, so that its values cannot be checked, and breaks its

@@ -5,7 +5,8 @@ https://arxiv.org/abs/2101.03961. Static shapes and equal batches on every devic
 and of places that stay empty.
 
 Places are given in the order of the assignments: token by token, a token's best expert first. So no token loses its
-place to a later one, and a causal model stays causal. (GShard gives all first choices a place before any second.)
+place to a later one, and a causal model stays causal. (GShard gives all first choices a place before any second.) Rows
+of a batch that share a routing group compete all the same: with a routing group of one sequence's length they do not.
 """
 
 import math
@@ -47,10 +48,12 @@ class CapacityDispatcher(Dispatcher):
             raise ValueError(f"CapacityDispatcher.routing_group is {self.routing_group}; it must be at least 1 token")
 
     def capacity(self, *, tokens: int, assignments: int, experts: int) -> int:
-        """C, places per expert and group, for a batch of T tokens with A assignments; padding counts in both."""
+        """C, places per expert and group, for a batch of T tokens with A assignments, padding included; never more than
+        a group's assignments."""
         group = tokens if self.routing_group is None else min(self.routing_group, tokens)
-        share = assignments * group / (tokens * experts)
-        return max(1, math.ceil(round(self.capacity_factor * share, 6)))  # 1.1 * 10 is a little more than 11
+        sent = -(-assignments * group // tokens)
+        wanted = math.ceil(round(min(self.capacity_factor, experts) * sent / experts, 6))  # 1.1 * 10 is a bit above 11
+        return min(max(1, wanted), sent)
 
     def plan(self, routing: Routing) -> CapacityPlan:
         (tokens, experts), assignments = routing.logits.shape, routing.expert.shape[0]

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from ..routing import Router, Routing, RoutingContext
-from ..scores import Scores, Softmax
+from ..scores import Scores, Softmax, normalized
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +25,8 @@ class TopK(Router):
     scores: Scores = Softmax()
     """What the logits become: the scores choose and weight the experts."""
     renormalize: bool = True
-    """Divide the k weights by their sum (Mixtral, Qwen3-MoE). With k = 1 the weight would be a constant 1 and the
-    router would learn from the balance loss alone, so k = 1 wants False (Switch)."""
+    """Divide the k weights by their sum (Mixtral, Qwen3-MoE). With k = 1 it must be False (Switch): the weight would be
+    a constant 1, and the router would learn from the balance loss alone."""
     jitter: float = 0.0
     """In training, multiply the router's input by noise, uniform from 1 - jitter to 1 + jitter (Switch: 0.01)."""
 
@@ -35,6 +35,11 @@ class TopK(Router):
             raise ValueError(f"TopK.k is {self.k}; it must be at least 1 expert per token")
         if not 0 <= self.jitter < 1:
             raise ValueError(f"TopK.jitter is {self.jitter}; it must be at least 0 and below 1")
+        if self.k == 1 and self.renormalize:
+            raise ValueError(
+                "TopK.renormalize is True with k=1: every weight would be 1 and the task would teach the router "
+                "nothing; it must be False"
+            )
 
     @property
     def experts_per_token(self) -> float:
@@ -47,7 +52,7 @@ class TopK(Router):
 
 
 class TopKRouter(nnx.Module):
-    """A linear map to expert logits, scores and a top-k."""
+    """A linear map to expert logits, scores and a top-k. With jitter it needs `context.key` in training."""
 
     def __init__(self, config: TopK, *, width: int, experts: int, key: jax.Array):
         self.config = config
@@ -59,11 +64,12 @@ class TopKRouter(nnx.Module):
         x = x.astype(jnp.float32)
         if self.config.jitter and context.training:
             x = x * jitter(self.config.jitter, x.shape, context.key)
-        logits = x @ self.kernel[...].astype(jnp.float32)
+        # "highest": the default precision of a float32 product is bfloat16 on TPUs and TF32 on NVIDIA's cards.
+        logits = jnp.matmul(x, self.kernel[...].astype(jnp.float32), precision="highest")
         scores, probs = self.config.scores(logits)
         weight, expert = jax.lax.top_k(scores, self.config.k)
         if self.config.renormalize:
-            weight = weight / weight.sum(axis=-1, keepdims=True)
+            weight = normalized(weight)
         if context.mask is not None:
             real = context.mask[:, None]
             weight, expert = jnp.where(real, weight, 0.0), jnp.where(real, expert, experts)

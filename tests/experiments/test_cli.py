@@ -13,11 +13,13 @@ Dynamoe = Callable[..., tuple[int, str, str]]
 @pytest.mark.parametrize(
     ("command", "explained"),
     [
-        (None, ["train", "evaluate", "generate", "demo", "Measure a run's bits per byte"]),
+        (None, ["train", "evaluate", "generate", "inspect", "demo", "bench", "Measure a run's bits per byte"]),
         ("train", ["continue a run that was stopped", "--steps", "Optimizer steps of the whole run", "--seeds"]),
         ("evaluate", ["bits per byte on held-out text", "--text", "Text files or globs to measure on instead"]),
         ("generate", ["Continue a prompt", "--sampling.temperature", "The same seed draws the same text"]),
-        ("demo", ["small mixture of experts", "--smoke", "Seconds instead of minutes"]),
+        ("inspect", ["load, entropy and drops of every layer", "--checkpoint", "Text files or globs"]),
+        ("demo", ["a mixture of experts of equal cost", "--smoke", "Seconds instead of minutes"]),
+        ("bench", ["kernel's implementations against their peers", "grouped_matmul", "training_step", "--rounds"]),
     ],
 )
 def test_help_explains_the_command(dynamoe: Dynamoe, command: str | None, explained: list[str]) -> None:

@@ -13,18 +13,8 @@ import numpy as np
 import pytest
 
 from dynamoe.experiments.experiment import Experiment
-from dynamoe.experiments.report import (
-    Figures,
-    Picture,
-    Sample,
-    Section,
-    Table,
-    Text,
-    movement_table,
-    report_run,
-    router_table,
-    write_report,
-)
+from dynamoe.experiments.page import Figures, Picture, Sample, Section, Table, Text, write_report
+from dynamoe.experiments.report import movement_table, report_run, router_table
 from dynamoe.experiments.run_directory import RunDirectory
 from dynamoe.experiments.training.routers import RouterStatistics, router_history
 from dynamoe.models import Decoder

@@ -14,6 +14,7 @@ from flax import nnx
 from dynamoe.models import Attention, Decoder, Dense, EveryNth, FirstLayers, with_layers
 from dynamoe.moe import (
     BalanceLoss,
+    CapacityDispatcher,
     DenseDispatcher,
     Experts,
     FeedForward,
@@ -266,6 +267,18 @@ def test_no_token_sees_a_later_one():
     before, after = logits(model), logits(model, tokens=changed)
     np.testing.assert_array_equal(before[1, :7], after[1, :7])
     assert (np.abs(before[1, 7:] - after[1, 7:]).max(axis=-1) > 1e-5).all()
+
+
+def test_rows_with_routing_groups_of_their_own_do_not_compete_for_capacity():
+    dispatcher = CapacityDispatcher(capacity_factor=0.5, routing_group=S)
+    config = dataclasses.replace(BASE, ffn=dataclasses.replace(MOE, dispatcher=dispatcher))
+    changed = TOKENS.copy()
+    changed[0, 7] = (changed[0, 7] + 1) % V
+    whole = np.ones_like(SEGMENTS), np.tile(np.arange(S, dtype=np.int32), (B, 1))
+    here, there = logits(built(config), TOKENS, *whole), logits(built(config), changed, *whole)
+    np.testing.assert_array_equal(here[1], there[1])
+    np.testing.assert_array_equal(here[0, :7], there[0, :7])
+    assert (here[0, 7:] != there[0, 7:]).any()
 
 
 def test_padding_takes_no_part_in_logits_or_statistics():

@@ -162,6 +162,26 @@ def test_values_and_gradients_equal_those_of_dense(dispatcher, spelled_out, name
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("group", [None, 5])
+@pytest.mark.parametrize("spelled_out", [False, True], ids=["token-major", "tokens spelled out"])
+def test_with_drops_values_and_gradients_are_those_of_dense_without_the_dropped(
+    spelled_out, group, value_and_gradients
+):
+    chosen = ROUTINGS["random"]
+    kept = first_come(chosen, 2, group or MANY)
+    dispatcher = CapacityDispatcher(capacity_factor=0.3 if group is None else 0.8, routing_group=group)
+    expert = jnp.array(chosen.reshape(-1), jnp.int32)
+    weight = jax.random.normal(jax.random.key(2), expert.shape)
+    token = jnp.repeat(jnp.arange(MANY), 2) if spelled_out else None
+    x = jax.random.normal(jax.random.key(3), (MANY, D))
+    assert 0.2 < 1 - kept.mean() < 0.8
+    found = value_and_gradients(dispatcher, x, expert, weight, token)
+    without = jnp.where(kept, expert, EXPERTS), jnp.where(kept, weight, 0.0)
+    expected = value_and_gradients(DenseDispatcher(), x, *without, None)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
 def first_come(expert, capacity, group):
     """Which assignments find a place, as the definition has it: one after another, per expert and group of tokens."""
     taken, kept = {}, []
@@ -217,14 +237,13 @@ def test_no_token_loses_its_place_to_a_later_one(experts):
 
 
 def test_capacity_is_rounded_up_but_not_by_a_rounding_error():
-    def places(factor, assignments):
-        return CapacityDispatcher(capacity_factor=factor).capacity(
-            tokens=assignments, assignments=assignments, experts=1
-        )
+    def places(factor, share):
+        return CapacityDispatcher(capacity_factor=factor).capacity(tokens=2 * share, assignments=2 * share, experts=2)
 
     assert places(1.1, 10) == 11  # 1.1 * 10 is 11.000000000000002
     assert places(1.25, 10) == 13
     assert places(0.001, 10) == 1
+    assert places(1e6, 10) == 20  # all assignments
 
 
 @pytest.mark.parametrize("factor", [0.0, -1.0, math.inf, math.nan])

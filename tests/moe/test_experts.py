@@ -118,6 +118,13 @@ def test_hidden_width_below_one_is_refused(config):
         config(hidden=0)
 
 
+def test_rows_that_are_no_batch_for_each_expert_are_refused(experts):
+    with pytest.raises(
+        ValueError, match=rf"rows have shape \(2, {C}, {D}\) .* they must be \[{E}, C, {D}\], or \[1, C"
+    ):
+        experts(jnp.ones((2, C, D)), None)
+
+
 def test_an_implementation_that_does_not_exist_is_refused_by_name(key):
     experts = SwiGLU(hidden=F, implementation="fastest").build(experts=E, width=D, key=key)
     with pytest.raises(ValueError, match="implementation is 'fastest'"):

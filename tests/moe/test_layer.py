@@ -15,6 +15,7 @@ from dynamoe.moe import (
     CapacityDispatcher,
     DenseDispatcher,
     Dispatcher,
+    DroplessDispatcher,
     Experts,
     MoE,
     Router,
@@ -201,10 +202,11 @@ def test_jit_equals_eager_and_a_call_leaves_the_layer_as_it_was(x, run):
 @every_config
 def test_padding_outputs_zero_and_what_it_holds_changes_nothing(config, x, run):
     padding = jnp.array(~MASK).reshape(B, S, 1)
-    (y, stats), (other, other_stats) = run(config, x), run(config, jnp.where(padding, 50.0, x))
+    (y, stats), *others = run(config, x), *(run(config, jnp.where(padding, held, x)) for held in (50.0, jnp.nan))
     assert (np.asarray(y).reshape(-1, D)[~MASK] == 0).all()
-    np.testing.assert_array_equal(y, other)
-    jax.tree.map(np.testing.assert_array_equal, stats, other_stats)
+    for other, other_stats in others:
+        np.testing.assert_array_equal(y, other)
+        jax.tree.map(np.testing.assert_array_equal, stats, other_stats)
 
 
 @every_config
@@ -276,7 +278,9 @@ def test_fewer_than_one_expert_is_refused():
 
 
 def test_more_experts_per_token_than_experts_are_refused():
-    with pytest.raises(ValueError, match=r"sends a token to 3\.0 experts; MoE\.experts is 2: it must be at least"):
+    with pytest.raises(
+        ValueError, match=r"TopK\(k=3.* sends a token to 3 experts; MoE\.experts is 2: it must be at least"
+    ):
         MoE(experts=2, router=TopK(k=3))
 
 
@@ -368,4 +372,46 @@ def test_a_layer_looks_ahead_where_its_router_does():
     class Ahead(TopK):
         looks_ahead = True
 
+    @dataclass(frozen=True, kw_only=True)
+    class AheadDispatcher(CapacityDispatcher):
+        looks_ahead = True
+
     assert MoE(experts=E, router=Ahead()).looks_ahead and not MoE(experts=E).looks_ahead
+    assert MoE(experts=E, dispatcher=AheadDispatcher()).looks_ahead
+
+
+@pytest.mark.parametrize(
+    ("shape", "context", "message"),
+    [
+        ((2, 5, D + 1), {}, rf"x has shape \(2, 5, {D + 1}\); it must be \[\.\.\., {D}\], with at least one token"),
+        ((0, D), {}, r"with at least one token"),
+        ((2, 5, D), {"mask": jnp.ones((2, 5), bool)}, r"context\.mask has shape \(2, 5\); it must be \(10,\)"),
+        ((2, 5, D), {"mask": jnp.ones(9, bool)}, r"context\.mask has shape \(9,\); it must be \(10,\)"),
+        ((2, 5, D), {"token_ids": jnp.ones(5, jnp.int32)}, r"context\.token_ids has shape \(5,\); it must be \(10,\)"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused_by_name(shape, context, message, unchecked):
+    layer = MoE(experts=E, expert=SwiGLU(hidden=F)).build(width=D, key=jax.random.key(1))
+    with pytest.raises(ValueError, match=message):
+        layer(jnp.ones(shape), RoutingContext(**context))
+
+
+@pytest.mark.parametrize(
+    "dispatcher", [DenseDispatcher(), DroplessDispatcher(), CapacityDispatcher(capacity_factor=4.0)]
+)
+def test_an_expert_that_does_not_exist_is_nobody(dispatcher, key):
+    layer = MoE(experts=E, expert=SwiGLU(hidden=F), dispatcher=dispatcher, losses=()).build(width=D, key=key)
+
+    def send(*experts):
+        def router(x, context):
+            nothing = jnp.zeros((len(x), E))
+            return Routing(jnp.array(experts, jnp.int32), jnp.ones(4), None, nothing, nothing), None
+
+        return router
+
+    x = jax.random.normal(key, (4, D))
+    layer.router = send(0, E, 3, 2)
+    expected, _ = layer(x)
+    for stranger in (-1, E + 5):
+        layer.router = send(0, stranger, 3, 2)
+        np.testing.assert_array_equal(layer(x)[0], expected)

@@ -117,7 +117,7 @@ def test_jitter_scales_the_input_in_training_alone(x):
     one, other = route(noisy, x, draw), route(noisy, x, draw._replace(key=jax.random.key(6)))
     assert (one.logits != other.logits).all()
     # With the identity as kernel the logits are the input times the noise.
-    router = TopK(k=1, jitter=0.1).build(width=E, experts=E, key=jax.random.key(0))
+    router = TopK(k=1, renormalize=False, jitter=0.1).build(width=E, experts=E, key=jax.random.key(0))
     router.kernel[...] = jnp.eye(E)
     factors = router(jnp.ones((500, E)), draw)[0].logits
     assert 0.9 <= factors.min() < 0.91 and 1.09 < factors.max() <= 1.1
@@ -151,8 +151,16 @@ def test_the_weights_teach_the_router(x):
     assert np.abs(weight_gradient(TopK(k=1, renormalize=False), x)).max() > 1e-3
 
 
-def test_one_renormalised_expert_teaches_the_router_nothing(x):
-    assert np.abs(weight_gradient(TopK(k=1), x)).max() < 1e-6
+def test_one_renormalised_expert_is_refused_for_its_weight_would_be_a_constant():
+    with pytest.raises(ValueError, match=r"TopK\.renormalize is True with k=1: .* it must be False"):
+        TopK(k=1)
+
+
+def test_scores_that_are_all_zero_give_zeros_and_not_nan():
+    router = TopK(k=2, scores=Sigmoid()).build(width=E, experts=E, key=jax.random.key(0))
+    router.kernel[...] = jnp.eye(E)
+    routing, _ = router(jnp.full((3, E), -800.0), NO_CONTEXT)
+    assert (routing.weight == 0).all() and (routing.probs == 0).all()
 
 
 def test_tokens_of_spells_out_the_token_major_order():

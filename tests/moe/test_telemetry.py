@@ -58,6 +58,11 @@ def test_max_violation_is_zero_when_balanced_and_highest_when_one_expert_takes_a
     np.testing.assert_allclose(measure(routing_of([2, 2, 2, 2], uniform)).max_violation, E - 1, rtol=1e-6)
 
 
+def test_statistics_of_padding_alone_are_zero():
+    stats = measure(routing_of([E, E], [[0.25] * 4] * 2), jnp.zeros(2, bool), (BalanceLoss(), ZLoss()))
+    assert not np.any([stats.load.sum(), stats.importance.sum(), stats.entropy, stats.max_violation, stats.loss])
+
+
 def test_entropy_of_a_certain_router_is_zero_with_a_finite_gradient():
     def entropy(probs):
         return measure(Routing(jnp.zeros(2, jnp.int32), jnp.ones(2), None, probs, probs)).entropy

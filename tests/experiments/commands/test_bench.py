@@ -1,13 +1,19 @@
 """`dynamoe bench` checks results, then prints ratios."""
 
+import dataclasses
+import re
 from collections.abc import Callable
 
 import jax
 import numpy as np
 import pytest
 
+from dynamoe.experiments.experiment import Experiment
+from dynamoe.experiments.recipes import standard_library, standard_library_dense
 from dynamoe.kernels.grouped_matmul import api, bench
 from dynamoe.kernels.grouped_matmul.shapes import Shape
+from dynamoe.models import Decoder
+from dynamoe.moe import DroplessDispatcher
 
 Dynamoe = Callable[..., tuple[int, str, str]]
 
@@ -18,7 +24,7 @@ TINY = [
 
 
 @pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+def few_cases(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "cases", lambda quick: TINY[:1] if quick else TINY)
     monkeypatch.setattr(bench, "peers", lambda: ("dense",))
     monkeypatch.delenv("DYNAMOE_DATA", raising=False)
@@ -33,7 +39,9 @@ def test_prints_errors_then_ratios_then_their_means(dynamoe: Dynamoe) -> None:
         assert sum(line[:5] == ["experts", "20x6x4", "3", "skewed", name] for line in lines) == 1
     timed = [line for line in lines if line[4:5] in (["forward"], ["dx"], ["dw"])]
     assert [line[4] for line in timed] == ["forward", "dx", "dw", "forward"]
-    assert all(len(line) == 8 and line[-1] == "1.00" and float(line[5]) > 0 for line in timed)
+    assert all(
+        len(line) == 5 + len(api.IMPLEMENTATIONS) and line[-1] == "1.00" and float(line[5]) > 0 for line in timed
+    )
     assert [line for line in lines if line[:3] == ["decode", "forward", "dense"]] == [
         ["decode", "forward", "dense", "1", "1.00", "1.00"]
     ]
@@ -69,3 +77,34 @@ def test_the_real_cases_hold_each_rows_group(monkeypatch: pytest.MonkeyPatch) ->
         assert case.sizes.sum() == case.shape.rows and case.sizes.dtype == np.int32
         assert set(case.passes) <= set(bench.PASSES) and "blocked" in case.implementations
     assert {str(case) for case in bench.cases(quick=True)} < {str(case) for case in bench.cases(quick=False)}
+
+
+@pytest.fixture
+def recipes(tiny: Callable[..., Experiment], dense_model: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    mixture = tiny()
+    dropless = dataclasses.replace(mixture.model.ffn, dispatcher=DroplessDispatcher())
+    model = dataclasses.replace(mixture.model, ffn=dropless)
+    monkeypatch.setattr(standard_library, "recipe", lambda: dataclasses.replace(mixture, model=model))
+    monkeypatch.setattr(standard_library_dense, "recipe", lambda: dataclasses.replace(mixture, model=dense_model))
+
+
+def test_a_training_step_is_compared_with_every_expert_on_every_token_and_then_timed(
+    dynamoe: Dynamoe, recipes: None
+) -> None:
+    status, output, errors = dynamoe("bench", "training_step", "--rounds", "1")
+    assert (status, errors) == (0, "")
+    loss, norm, dense, mixture, ratio = output.splitlines()
+    for line in (loss, norm):
+        found, expected = (float(number) for number in re.findall(r"\d+\.\d+", line))
+        assert found == pytest.approx(expected, rel=1e-4) and found > 0
+    assert "FLOPs per token" in dense and "FLOPs per token" in mixture
+    assert re.search(r"takes \d+\.\d\d times the dense model's", ratio)
+
+
+def test_a_step_that_differs_from_that_of_every_expert_on_every_token_is_not_timed(
+    dynamoe: Dynamoe, recipes: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = DroplessDispatcher.combine
+    monkeypatch.setattr(DroplessDispatcher, "combine", lambda *arguments: 1.01 * right(*arguments))
+    status, output, _ = dynamoe("bench", "training_step")
+    assert status == 1 and "nothing is timed" in output and "times the dense" not in output
