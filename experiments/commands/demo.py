@@ -160,7 +160,8 @@ def write_outcome(path: Path, experiments: Mapping[str, Experiment], outcome: Ou
     )
     what = (
         "Two language models read the sources of Python's standard library, byte by byte. They are alike but for their "
-        "feed-forward networks: one network for every token, or several small ones, of which a router picks two."
+        "feed-forward networks: one for every token, or small ones, of which each token passes a shared one and the "
+        "one of eight that its router picks."
     )
     sections = [
         Section("Result", [Text(what), outcome_table(outcome), Picture(losses, "Losses over the steps.")]),

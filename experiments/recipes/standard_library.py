@@ -15,8 +15,15 @@ from dynamoe.moe import FeedForward, MoE, SwiGLU, TopK
 
 
 def recipe() -> Experiment:
-    """8 experts, 2 per token, in every one of 3 layers."""
-    return experiment(MoE(experts=8, router=TopK(k=2), expert=SwiGLU(hidden=128)))
+    """In every one of 3 layers: the best of 8 experts for each token, and a shared one that all tokens pass."""
+    return experiment(
+        MoE(
+            experts=8,
+            router=TopK(k=1, renormalize=False),
+            expert=SwiGLU(hidden=128),
+            shared=SwiGLU(hidden=128),
+        )
+    )
 
 
 def experiment(ffn: FeedForward) -> Experiment:

@@ -13,5 +13,5 @@ from dynamoe.models import Dense
 
 
 def recipe() -> Experiment:
-    """A hidden width of 2 experts' 128, and 4 more for the routers' FLOPs: 0.3% above the mixture's cost."""
+    """A hidden width of two experts' 128, and 4 more for the routers' FLOPs: 0.3% above the mixture's cost."""
     return standard_library.experiment(Dense(hidden=260))

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from ..routing import Routing, tokens_of
 from .dispatcher import Dispatcher
-from .rows import Places, combine_rows, gather_rows
+from .rows import Places, combine_rows, gather_rows, stable_order
 
 
 class CapacityPlan(NamedTuple):
@@ -63,7 +63,7 @@ class CapacityDispatcher(Dispatcher):
         queues = experts * groups
         # Assignments queue for their expert within their group, in order; nobody's queue is the last.
         queue = jnp.where(routing.expert < experts, routing.expert * groups + group_of, queues)
-        order = jnp.argsort(queue, stable=True)
+        order = stable_order(queue, queues)
         sorted_queue = queue[order]
         first = jnp.searchsorted(sorted_queue, jnp.arange(queues + 1))
         position = jnp.arange(assignments) - first[sorted_queue]

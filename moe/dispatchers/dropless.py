@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from ..routing import Routing, assignment_counts
 from .dispatcher import Dispatcher
-from .rows import Places, combine_rows, gather_rows
+from .rows import Places, combine_rows, gather_rows, stable_order
 
 
 class DroplessPlan(NamedTuple):
@@ -30,7 +30,7 @@ class DroplessDispatcher(Dispatcher):
 
     def plan(self, routing: Routing) -> DroplessPlan:
         assignments, experts = routing.expert.shape[0], routing.logits.shape[1]
-        order = jnp.argsort(routing.expert, stable=True)
+        order = stable_order(routing.expert, experts)
         row = jnp.zeros_like(order).at[order].set(jnp.arange(assignments), unique_indices=True)
         group_sizes = assignment_counts(routing)
         taken = jnp.arange(assignments) < group_sizes.sum()
