@@ -137,7 +137,7 @@ def outcome_table(outcome: Outcome) -> Table:
         row("FLOPs per token, forward", {name: totals[name].flops for name in models}, ",.0f"),
         row("held-out bits per byte", outcome.bits_per_byte, ".4f"),
         row("training tokens/s", {name: per_step / seconds[name] for name in models}, ",.0f"),
-        row("step time over the dense model's", {name: seconds[name] / seconds[DENSE] for name in models}, ".2f"),
+        row("step time, dense = 1", {name: seconds[name] / seconds[DENSE] for name in models}, ".2f"),
     ]
     caption = (
         f"After {outcome.steps:,} steps, {outcome.tokens:,} tokens for each model. Held out: {outcome.text.bytes:,} "

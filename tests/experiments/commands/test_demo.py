@@ -43,7 +43,7 @@ def test_the_demo_shows_a_table_a_sample_and_a_report(
     monkeypatch.chdir(tmp_path)
     status, output, errors = dynamoe("demo", "--smoke", "--seed", "3")
     assert (status, errors) == (0, "")
-    demo = tmp_path / "runs" / "demo-smoke"
+    demo = tmp_path / "runs" / "demo-smoke-seed3"
     last = {
         folder: [line["bits_per_byte"] for line in read_metrics(demo / folder) if line["split"] == "held_out"][-1]
         for folder in ("dense", "moe")
@@ -56,7 +56,7 @@ def test_the_demo_shows_a_table_a_sample_and_a_report(
     totals = [count_parts(model, 16)[-1] for model in (dense_model, tiny().model)]
     assert numbers_of(output, "parameters, total") == [f"{total.parameters:,}" for total in totals]
     assert numbers_of(output, "FLOPs per token, forward") == [f"{total.flops:,.0f}" for total in totals]
-    assert numbers_of(output, "step time over")[0] == "1.00"
+    assert numbers_of(output, "step time, dense = 1")[0] == "1.00"
     assert "After 10 steps, 640 tokens for each model" in output
     assert PROMPT in output.split("a sample")[1]
     assert all(
