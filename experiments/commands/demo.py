@@ -174,7 +174,8 @@ def write_outcome(path: Path, experiments: Mapping[str, Experiment], outcome: Ou
             ],
         ),
         Section("A sample", [Sample(outcome.sample, f"The mixture continues {PROMPT!r} at temperature 0.8.")]),
-        *(Section(f"Cost of the {name}", [parts_table(experiment)]) for name, experiment in experiments.items()),
+        Section("Cost of the dense model", [parts_table(experiments[DENSE])]),
+        Section("Cost of the mixture of experts", [parts_table(experiments[MIXTURE])]),
         Section("Environment", [environment_table(runs[MIXTURE])]),
     ]
     return write_report(path / "report.html", title="Dense and mixture of experts", lead=lead, sections=sections)
