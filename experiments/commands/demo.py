@@ -35,7 +35,7 @@ FOLDERS = {DENSE: "dense", MIXTURE: "moe"}
 class Demo:
     """Train a dense model and a mixture of experts of equal cost per token, and show what the experts bring.
 
-    About 5 minutes on 2 cores, without network: a table with both models' size, cost, speed and held-out bits per byte
+    About 4 minutes on 2 cores, without network: a table with both models' size, cost, speed and held-out bits per byte
     beside an order-3 n-gram, a sample, plots of losses and experts, and report.html. A demo that was stopped continues.
     """
 
