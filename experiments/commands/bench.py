@@ -85,13 +85,12 @@ def _training_step(bench: Bench, console: Console) -> int:
         for name, e in (("dense", dense), ("mixture", mixture), ("oracle", oracle))
     }
     worst = 0.0
-    outcomes = [
+    ours, oracles = (
         trainer.step(trainer.init(jnp.uint32(mixture.seed)), to_device(batch, trainer.layout))[1]
         for trainer in (trainers["mixture"], trainers["oracle"])
-    ]
-    for name, (found, expected) in {
-        key: [float(o[key]) for o in outcomes] for key in ("loss", "gradient_norm")
-    }.items():
+    )
+    for name in ("loss", "gradient_norm"):
+        found, expected = float(ours[name]), float(oracles[name])
         error = abs(found / expected - 1)
         worst = max(worst, error if math.isfinite(error) else math.inf)
         console.print(f"{name} {found:.6f}, with every expert on every token {expected:.6f}", highlight=False)
@@ -100,10 +99,9 @@ def _training_step(bench: Bench, console: Console) -> int:
         return 1
     runs = {name: (trainers[name], trainers[name].init(jnp.uint32(0))) for name in ("dense", "mixture")}
     seconds = step_seconds(runs, batch, rounds=bench.rounds)
-    flops = {"dense": dense, "mixture": mixture}
-    flops = {name: count_parts(e.model, e.sequence_length)[-1].flops for name, e in flops.items()}
-    for name, value in flops.items():
-        console.print(f"{name}: {value:,.0f} FLOPs per token, {seconds[name] * 1e3:.0f} ms a step", highlight=False)
+    for name, e in (("dense", dense), ("mixture", mixture)):
+        flops = count_parts(e.model, e.sequence_length)[-1].flops
+        console.print(f"{name}: {flops:,.0f} FLOPs per token, {seconds[name] * 1e3:.0f} ms a step", highlight=False)
     console.print(
         f"a training step of the mixture takes {seconds['mixture'] / seconds['dense']:.2f} times the dense model's "
         f"(medians of {bench.rounds} steps in turns)",

@@ -5,10 +5,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ..data import TextFiles, held_out
 from ..training.evaluation import bits_per_byte
 from ..training.restore import load_trained
-from .trained_run import find_run
+from .trained_run import chosen_text, find_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,17 +34,10 @@ class Evaluate:
     def run(self, console: Console) -> int:
         trained = load_trained(find_run(self.run_dir, console), self.checkpoint)
         experiment, trainer = trained.experiment, trained.trainer
-        source = TextFiles(train=(), validation=self.text) if self.text else experiment.source
         length = experiment.sequence_length if self.sequence_length is None else self.sequence_length
-        text = held_out(
-            source,
-            experiment.tokenizer,
-            batch_size=self.batch_size or experiment.batch_size // experiment.gradient_accumulation,
-            sequence_length=length,
-            max_bytes=self.max_bytes,
-        )
+        text = chosen_text(experiment, self.text, self.max_bytes, batch_size=self.batch_size, sequence_length=length)
         value = bits_per_byte(trainer.evaluate, trained.params, trained.variables, text, trainer.layout)
-        what = f"text {' '.join(self.text)}" if self.text else f"validation split of {source}"
+        what = f"text {' '.join(self.text)}" if self.text else f"validation split of {experiment.source}"
         console.print(
             f"{value:.4f} bits per byte at step {trained.step}: {text.bytes:,} bytes in {text.documents:,} documents, "
             f"{text.tokens:,} targets, {what}, "

@@ -5,12 +5,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ..data import TextFiles, held_out
 from ..report import LOAD_PLOT, LOSS_PLOT, ROUTERS_PLOT, movement_table, report_run, router_table
 from ..tables import for_terminal
 from ..training.restore import load_trained
 from ..training.routers import measure_routers, router_history
-from .trained_run import find_run
+from .trained_run import chosen_text, find_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +34,7 @@ class Inspect:
         trained = load_trained(path, self.checkpoint)
         experiment = trained.experiment
         default = None if self.text else experiment.evaluation_bytes
-        text = held_out(
-            TextFiles(train=(), validation=self.text) if self.text else experiment.source,
-            experiment.tokenizer,
-            batch_size=experiment.batch_size // experiment.gradient_accumulation,
-            sequence_length=experiment.sequence_length,
-            max_bytes=default if self.max_bytes is None else self.max_bytes,
-        )
+        text = chosen_text(experiment, self.text, default if self.max_bytes is None else self.max_bytes)
         statistics = measure_routers(trained, text)
         what = " ".join(self.text) if self.text else "held-out text"
         measured_on = f"{text.bytes:,} bytes of {what}, checkpoint of step {trained.step:,}"

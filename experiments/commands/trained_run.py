@@ -1,9 +1,11 @@
-"""Which run a command reads: the one named, the newest, or the default recipe's, trained now."""
+"""Which run a command reads (the one named, the newest, or the default recipe's, trained now), and on which text."""
 
 from pathlib import Path
 
 from rich.console import Console
 
+from ..data import HeldOut, TextFiles, held_out
+from ..experiment import Experiment
 from ..recipes import standard_library
 from ..run_directory import newest_run, runs_in
 from ..training.loop import train
@@ -22,3 +24,21 @@ def find_run(path: Path | None, console: Console) -> Path:
     newest = newest_run(RUNS)
     console.print(f"run {newest}", markup=False, highlight=False)
     return newest
+
+
+def chosen_text(
+    experiment: Experiment,
+    files: tuple[str, ...],
+    max_bytes: int | None,
+    *,
+    batch_size: int | None = None,
+    sequence_length: int | None = None,
+) -> HeldOut:
+    """The text files or globs, or with none the run's validation split; by default in the training's micro-batches."""
+    return held_out(
+        TextFiles(train=(), validation=files) if files else experiment.source,
+        experiment.tokenizer,
+        batch_size=batch_size or experiment.batch_size // experiment.gradient_accumulation,
+        sequence_length=experiment.sequence_length if sequence_length is None else sequence_length,
+        max_bytes=max_bytes,
+    )

@@ -43,9 +43,10 @@ def grouped_matmul(
         x: rows [M, D], float32 or bfloat16.
         w: one matrix per group [E, D, F], in the dtype of x.
         group_sizes: rows of each group [E], integers, not negative, together at most M.
-        implementation: "blas" (OpenBLAS, float32, CPU alone; the default there), "blocked" (plain JAX, cost independent
-            of E; the default on CPU for bfloat16, and where OpenBLAS cannot be had), "xla" (`jax.lax.ragged_dot`; the
-            default elsewhere), "reference" (E times the work, to check others against); None: the platform's.
+        implementation: "blas" (OpenBLAS, float32, CPU; the default there; it hands up to 128 rows on to "blocked"),
+            "blocked" (plain JAX, cost independent of E; the default on CPU for bfloat16, and where OpenBLAS cannot be
+            had), "xla" (`jax.lax.ragged_dot`; the default elsewhere), "reference" (E times the work, to check others
+            against); None: the platform's.
 
     Returns:
         y [M, F] in the dtype of x. Where `group_sizes` is traced, so that its values cannot be checked, and breaks its

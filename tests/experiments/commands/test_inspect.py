@@ -112,10 +112,3 @@ def test_refuses_with_the_name_and_what_is_allowed(
     status, _, errors = dynamoe("inspect", *options)
     assert status == 1
     assert re.match(f"dynamoe: error: .*{message}", errors) and len(errors.splitlines()) == 2
-
-
-def test_help_explains_the_command(dynamoe: Dynamoe) -> None:
-    status, output, errors = dynamoe("inspect", "--help")
-    assert (status, errors) == (0, "")
-    for text in ("Show what a run's routers do", "--run-dir", "--checkpoint", "--text", "--max-bytes"):
-        assert text in " ".join(output.replace("│", "").split())
