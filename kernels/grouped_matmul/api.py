@@ -7,18 +7,18 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from ..implementations import OTHER, run_implementation
-from .blas import grouped_matmul_blas
 from .blocked import grouped_matmul_blocked
+from .native import grouped_matmul_native
 from .reference import grouped_matmul_reference
 from .xla import grouped_matmul_xla
 
 IMPLEMENTATIONS = {
-    "blas": grouped_matmul_blas,
+    "native": grouped_matmul_native,
     "blocked": grouped_matmul_blocked,
     "xla": grouped_matmul_xla,
     "reference": grouped_matmul_reference,
 }
-PREFERRED = {"cpu": ("blas", "blocked"), OTHER: ("xla",)}
+PREFERRED = {"cpu": ("native", "blocked"), OTHER: ("xla",)}
 DTYPES = (jnp.float32, jnp.bfloat16)
 
 
@@ -43,9 +43,8 @@ def grouped_matmul(
         x: rows [M, D], float32 or bfloat16.
         w: one matrix per group [E, D, F], in the dtype of x.
         group_sizes: rows of each group [E], integers, not negative, together at most M.
-        implementation: "blas" (OpenBLAS, float32, CPU; the default there; it hands up to 128 rows on to "blocked"),
-            "blocked" (plain JAX, cost independent of E; the default on CPU for bfloat16, and where OpenBLAS cannot be
-            had), "xla" (`jax.lax.ragged_dot`; the default elsewhere), "reference" (E times the work, to check others
+        implementation: "native" (C++ on CPU; the default there), "blocked" (plain JAX, cost independent of E; the default
+            on CPU where there is no C++ compiler), "xla" (`jax.lax.ragged_dot`; the default elsewhere), "reference" (E times the work, to check others
             against); None: the platform's.
 
     Returns:
