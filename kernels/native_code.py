@@ -27,15 +27,16 @@ COMPILERS = ("c++", "g++", "clang++")
 def compiled_library(source: Path) -> ctypes.CDLL:
     """The shared library of a C++ source file, compiled unless the cache has it.
 
-    Its name in the cache holds a digest of all that it depends on: source, compiler, its options, jaxlib and the CPU's
-    features. Processes may compile it at the same time: each writes a file of its own and renames it.
+    Its name in the cache holds a digest of all that it depends on: the source and the headers beside it, compiler and
+    options, jaxlib and the CPU's features. Processes may compile it at the same time: each writes a file of its own and renames it.
 
     Raises:
         OSError: there is no compiler, or it failed, or what it wrote cannot be loaded. Says what the compiler said.
     """
     command = [_compiler(), *_options(), "-isystem", jax.ffi.include_dir()]
     version = _run([command[0], "--version"])
-    parts = (source.read_text(encoding="utf-8"), version, *command, jax.lib.__version__, _cpu())
+    texts = [file.read_text(encoding="utf-8") for file in (source, *sorted(source.parent.glob("*.h")))]
+    parts = (*texts, version, *command, jax.lib.__version__, _cpu())
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:20]
     folder = _cache()
     library = folder / f"{source.stem}-{digest}.so"
