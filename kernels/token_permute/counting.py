@@ -15,17 +15,18 @@ from .permutation import Permutation, invert
 
 CHUNKS = 64
 """More chunks are fewer steps, but larger histograms."""
-MOST_EXPERTS = 1024
+MOST_EXPERTS = 2**24
+"""More counters would not be told apart in 32 bits."""
 
 
 def sort_by_expert_counting(expert: Int[Array, " A"], experts: int) -> Permutation:
     """See `sort_by_expert`.
 
     Raises:
-        NotImplementedError: so many experts that the histograms cost more than a sort.
+        NotImplementedError: more experts than it has counters for.
     """
     if experts > MOST_EXPERTS:
-        raise NotImplementedError(f"experts is {experts}; a counting sort takes at most {MOST_EXPERTS}")
+        raise NotImplementedError(f"experts is {experts}; allowed are at most {MOST_EXPERTS}")
     assignments = expert.shape[0]
     steps = -(-assignments // CHUNKS)
     chunked = jnp.pad(expert, (0, CHUNKS * steps - assignments), constant_values=experts).reshape(CHUNKS, steps)

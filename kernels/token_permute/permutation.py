@@ -37,7 +37,6 @@ def fixed_groups(permutation: Permutation, capacity: int) -> Permutation:
     if capacity < 1:
         raise ValueError(f"capacity is {capacity}; it must be at least 1 row")
     sizes, assignments = permutation.group_sizes, permutation.row.shape[0]
-    rows = sizes.shape[0] * capacity
     position = jnp.arange(capacity, dtype=jnp.int32)[None]
     old_row = (jnp.cumsum(sizes) - sizes)[:, None] + position
     old_row = jnp.where(position < sizes[:, None], old_row, permutation.assignment.shape[0]).reshape(-1)

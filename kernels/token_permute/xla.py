@@ -78,10 +78,7 @@ def _unpermute_backward(tokens, residuals, gradient):
     rows, weight, permutation, token = residuals
     to_row = _wide(_take(gradient, _token_of_row(tokens, permutation, token)))
     to_row *= _take(weight, permutation.assignment).astype(to_row.dtype)[:, None]
-    if token is None:
-        of_assignment = jnp.repeat(gradient, weight.shape[0] // tokens, axis=0)
-    else:
-        of_assignment = gradient[token]
+    of_assignment = jnp.repeat(gradient, weight.shape[0] // tokens, axis=0) if token is None else gradient[token]
     to_weight = (_wide(_take(rows, permutation.row)) * _wide(of_assignment)).sum(axis=1)
     return to_row.astype(rows.dtype), to_weight.astype(weight.dtype), None, None
 
