@@ -119,6 +119,7 @@ def _operands(case: Case) -> Operands:
     assignment = np.where(np.arange(count) < sizes.sum(), order, count).astype(np.int32)
     row = np.where(expert < experts, row, count).astype(np.int32)
     permutation = Permutation(row, assignment, sizes)  # pyright: ignore[reportArgumentType]
+    width = 1 if case.kind == "sort" else width  # which it does not look at
     x, rows, weight, dy = (
         random.standard_normal(shape, np.float32)
         for shape in ((count // per_token, width), (count, width), (count,), (count // per_token, width))
