@@ -1,6 +1,6 @@
 """What JAX itself offers: its sort, and gathers in both directions.
 
-The transpose of a gather is a scatter, whose writes to one token collide on accelerators. (On CPU it is a plain loop, and
+The transpose of a gather is a scatter, whose writes to one token collide on accelerators. (On CPU it is a loop, and
 was faster than to gather and sum: experiments/LOG.md.) Here each row knows its assignment and each assignment its row,
 so the backward pass gathers too. Only where the assignments are not token-major does the sum over a token's assignments
 need a scatter. Letters: T tokens, D width, A assignments, M rows, E experts.
