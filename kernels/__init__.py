@@ -1,5 +1,6 @@
 """Kernels: arrays in, arrays out; one folder per op, one file per implementation. Imports jax and numpy alone."""
 
 from .grouped_matmul import grouped_matmul
+from .token_permute import Permutation, fixed_groups, permute, sort_by_expert, unpermute
 
-__all__ = ["grouped_matmul"]
+__all__ = ["Permutation", "fixed_groups", "grouped_matmul", "permute", "sort_by_expert", "unpermute"]

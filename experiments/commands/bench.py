@@ -3,9 +3,10 @@
 import dataclasses
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from types import ModuleType
+from typing import Annotated, Any, Literal
 
 import jax.numpy as jnp
 import tyro
@@ -14,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ...kernels.grouped_matmul import bench as grouped_matmul
-from ...kernels.grouped_matmul.shapes import DATA, routed_counts
+from ...kernels.token_permute import bench as token_permute
 from ...models import Layout, MeshShape
 from ...models.accounting import count_parts
 from ...moe import DenseDispatcher
@@ -23,6 +24,9 @@ from ..recipes import standard_library, standard_library_dense
 from ..training.step import build_trainer, to_device
 from ..training.step_time import step_seconds
 
+KERNELS = {"grouped_matmul": grouped_matmul, "token_permute": token_permute}
+"""Modules with the same names: cases, left_out, peers, errors, ratios, IMPLEMENTATIONS, PASSES, ALLOWED_ERROR, CASE."""
+Benchmark = Literal["grouped_matmul", "token_permute", "training_step"]
 STEP_ERROR = 1e-4
 """Allowed difference of a step's loss and gradient norm from those of the dense dispatcher, as a part of them."""
 
@@ -34,10 +38,10 @@ class Bench:
     Times are ratios from one process, interleaved. A wrong result ends with status 1, before anything is timed.
     """
 
-    benchmark: Annotated[Literal["grouped_matmul", "training_step"], tyro.conf.Positional] = "grouped_matmul"
+    benchmark: Annotated[Benchmark, tyro.conf.Positional] = "grouped_matmul"
     """What is measured."""
     quick: bool = False
-    """Fewer shapes of grouped_matmul."""
+    """Fewer shapes of a kernel."""
     rounds: int = 9
     """How often each contender is timed: the fastest round of a kernel counts, the median of a step."""
 
@@ -48,23 +52,25 @@ class Bench:
             raise ValueError(f"rounds is {self.rounds}; it must be at least 1")
 
     def run(self, console: Console) -> int:
-        return {"grouped_matmul": _grouped_matmul, "training_step": _training_step}[self.benchmark](self, console)
+        if self.benchmark == "training_step":
+            return _training_step(self, console)
+        return _kernel(KERNELS[self.benchmark], self, console)
 
 
-def _grouped_matmul(bench: Bench, console: Console) -> int:
-    cases = grouped_matmul.cases(bench.quick)
-    for note in _left_out(cases):
+def _kernel(kernel: ModuleType, bench: Bench, console: Console) -> int:
+    cases = kernel.cases(bench.quick)
+    for note in kernel.left_out(cases):
         console.print(note, highlight=False)
-    if not _correct(cases, console):
+    if not _correct(kernel, cases, console):
         return 1
-    ratios = _table(f"time, {grouped_matmul.peers()[0]} = 1")
-    contenders = [name for name in (*grouped_matmul.IMPLEMENTATIONS, *grouped_matmul.peers()) if name != "reference"]
-    _add_columns(ratios, ("case: M x D x F, E", "pass"), contenders)
+    ratios = _table(f"time, {kernel.peers()[0]} = 1")
+    contenders = [name for name in (*kernel.IMPLEMENTATIONS, *kernel.peers()) if name != "reference"]
+    _add_columns(ratios, (kernel.CASE, "pass"), contenders)
     found = defaultdict(list)
     with console.status("timing") as status:
         for case in cases:
             status.update(f"timing {case}")
-            for which, ratio in grouped_matmul.ratios(case, bench.rounds):
+            for which, ratio in kernel.ratios(case, bench.rounds):
                 ratios.add_row(str(case), which, *(f"{ratio[n]:.2f}" if n in ratio else "" for n in contenders))
                 for name, value in ratio.items():
                     found[case.kind, which, name].append(value)
@@ -110,32 +116,21 @@ def _training_step(bench: Bench, console: Console) -> int:
     return 0
 
 
-def _left_out(cases: list[grouped_matmul.Case]) -> Iterator[str]:
-    """What a reader might miss in the tables, and why."""
-    if not routed_counts():
-        yield f"{DATA} is not set: the rows with counts of OLMoE and Mixtral are left out"
-    if "torch" not in grouped_matmul.peers():
-        yield "torch is not installed: times are multiples of one dense product by JAX"
-    if any("xla" not in case.implementations for case in cases):
-        names = " and ".join(grouped_matmul.COSTS_TIMES_E)
-        yield f"{names}, which cost E times too much here, are left out above {grouped_matmul.AFFORDABLE:.0e} FLOPs"
-
-
-def _correct(cases: list[grouped_matmul.Case], console: Console) -> bool:
+def _correct(kernel: ModuleType, cases: list[Any], console: Console) -> bool:
     """Print the errors of every implementation; whether all are small enough."""
-    allowed = grouped_matmul.ALLOWED_ERROR
+    allowed = kernel.ALLOWED_ERROR
     table = _table(f"largest error over largest element of the float64 result; allowed {allowed:.0e}")
-    _add_columns(table, ("case: M x D x F, E", "implementation"), grouped_matmul.PASSES)
+    _add_columns(table, (kernel.CASE, "implementation"), kernel.PASSES)
     worst = 0.0
     with console.status("checking") as status:
         for case in cases:
             status.update(f"checking {case}")
             rows = defaultdict(dict)
-            for name, which, error in grouped_matmul.errors(case):
+            for name, which, error in kernel.errors(case):
                 rows[name][which] = f"{error:.1e}" + ("" if error <= allowed else " WRONG")
                 worst = max(worst, error)
             for name, row in rows.items():
-                table.add_row(str(case), name, *(row.get(which, "") for which in grouped_matmul.PASSES))
+                table.add_row(str(case), name, *(row.get(which, "") for which in kernel.PASSES))
     console.print(table)
     console.print("all correct" if worst <= allowed else "a result is wrong: nothing is timed", highlight=False)
     return worst <= allowed

@@ -7,6 +7,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from ..implementations import OTHER, run_implementation
+from ..manual_axes import vary_alike
 from .blocked import grouped_matmul_blocked
 from .native import grouped_matmul_native
 from .reference import grouped_matmul_reference
@@ -58,7 +59,7 @@ def grouped_matmul(
     _check(x, w, group_sizes)
     if not (x.size and w.size):
         return jnp.zeros((x.shape[0], w.shape[2]), x.dtype)
-    x, w, group_sizes = _vary_alike(x, w, group_sizes.astype(jnp.int32))
+    x, w, group_sizes = vary_alike(x, w, group_sizes.astype(jnp.int32))
     y = run_implementation(implementation, IMPLEMENTATIONS, PREFERRED, x, w, group_sizes)
     if isinstance(group_sizes, Tracer):
         return _poison(y, jnp.any(group_sizes < 0) | (jnp.sum(group_sizes) > x.shape[0]))
@@ -90,16 +91,6 @@ def _check(x: jax.Array, w: jax.Array, group_sizes: jax.Array) -> None:
             raise ValueError(
                 f"group_sizes sum to {sizes.sum()}; x has {x.shape[0]} rows: they must sum to at most that"
             )
-
-
-def _vary_alike(*arrays: jax.Array) -> list[jax.Array]:
-    """Under shard_map, let all arrays vary over the mesh axes that any of them varies over.
-
-    So the gradient of weights that all devices share is summed over the devices, by the transpose of this.
-    """
-    axes = [jax.typeof(array).manual_axis_type.varying for array in arrays]
-    missing = [tuple(frozenset().union(*axes) - own) for own in axes]
-    return [jax.lax.pcast(a, new, to="varying") if new else a for a, new in zip(arrays, missing, strict=True)]
 
 
 @jax.custom_vjp

@@ -15,6 +15,7 @@ import numpy as np
 
 from .api import IMPLEMENTATIONS, grouped_matmul
 from .shapes import (
+    DATA,
     DECODE_ROWS,
     EXPERT_GROUPS,
     EXPERTS,
@@ -26,6 +27,8 @@ from .shapes import (
     scaled_sizes,
 )
 
+CASE = "case: M x D x F, E"
+"""What a case's name says."""
 PASSES = ("forward", "dx", "dw")
 ALLOWED_ERROR = 1e-5
 """Of the largest element, in float32."""
@@ -77,6 +80,17 @@ def cases(quick: bool) -> list[Case]:
             for groups in EXPERT_GROUPS[::3] if quick else EXPERT_GROUPS:
                 found.append(Case("decode", Shape(rows, inner, width), "drawn", drawn_sizes(rows, groups)))
     return found
+
+
+def left_out(cases: list[Case]) -> Iterator[str]:
+    """What a reader might miss in the tables, and why."""
+    if not routed_counts():
+        yield f"{DATA} is not set: the rows with counts of OLMoE and Mixtral are left out"
+    if "torch" not in peers():
+        yield "torch is not installed: times are multiples of one dense product by JAX"
+    if any("xla" not in case.implementations for case in cases):
+        names = " and ".join(COSTS_TIMES_E)
+        yield f"{names}, which cost E times too much here, are left out above {AFFORDABLE:.0e} FLOPs"
 
 
 def peers() -> tuple[str, ...]:

@@ -16,16 +16,16 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ...kernels import Permutation, fixed_groups, permute, sort_by_expert, unpermute
 from ..routing import Routing, tokens_of
 from .dispatcher import Dispatcher
-from .rows import Places, combine_rows, gather_rows, stable_order
 
 
 class CapacityPlan(NamedTuple):
     """M = E * groups * C rows: expert by expert, and within an expert group by group."""
 
     routing: Routing
-    places: Places
+    places: Permutation
     dropped: Float[Array, ""]
     group_sizes: None = None
 
@@ -63,23 +63,16 @@ class CapacityDispatcher(Dispatcher):
         queues = experts * groups
         # Assignments queue for their expert within their group, in order; nobody's queue is the last.
         queue = jnp.where(routing.expert < experts, routing.expert * groups + group_of, queues)
-        order = stable_order(queue, queues)
-        sorted_queue = queue[order]
-        first = jnp.searchsorted(sorted_queue, jnp.arange(queues + 1))
-        position = jnp.arange(assignments) - first[sorted_queue]
-        placed = (position < capacity) & (sorted_queue < queues)
-        rows = queues * capacity
-        row = jnp.where(placed, sorted_queue * capacity + position, rows)
-        places = Places(
-            row=jnp.zeros_like(row).at[order].set(row, unique_indices=True),
-            assignment=jnp.full(rows, assignments, row.dtype).at[row].set(order, mode="drop"),
-        )
-        dropped = (first[-1] - placed.sum()).astype(jnp.float32)
-        return CapacityPlan(routing, places, dropped / jnp.maximum(first[-1], 1).astype(jnp.float32))
+        queued = sort_by_expert(queue, queues)
+        length = queued.group_sizes
+        dropped = jnp.maximum(length - capacity, 0).sum().astype(jnp.float32)
+        share = dropped / jnp.maximum(length.sum(), 1).astype(jnp.float32)
+        return CapacityPlan(routing, fixed_groups(queued, capacity), share)
 
     def dispatch(self, x: Float[Array, "T D"], plan: CapacityPlan) -> Float[Array, "E C D"]:
         experts = plan.routing.logits.shape[1]
-        return gather_rows(x, plan.routing, plan.places).reshape(experts, -1, x.shape[1])
+        return permute(x, plan.places, plan.routing.token).reshape(experts, -1, x.shape[1])
 
     def combine(self, rows: Float[Array, "E C D"], plan: CapacityPlan) -> Float[Array, "T D"]:
-        return combine_rows(rows.reshape(-1, rows.shape[2]), plan.routing, plan.places)
+        routing, rows = plan.routing, rows.reshape(-1, rows.shape[2])
+        return unpermute(rows, routing.weight, plan.places, routing.token, tokens=routing.logits.shape[0])

@@ -10,18 +10,21 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ..routing import Routing, assignment_counts
+from ...kernels import Permutation, permute, sort_by_expert, unpermute
+from ..routing import Routing
 from .dispatcher import Dispatcher
-from .rows import Places, combine_rows, gather_rows, stable_order
 
 
 class DroplessPlan(NamedTuple):
     """M = A rows, sorted by expert; those of nobody stand last."""
 
     routing: Routing
-    places: Places
-    group_sizes: Int[Array, " E"]
+    places: Permutation
     dropped: Float[Array, ""]
+
+    @property
+    def group_sizes(self) -> Int[Array, " E"]:
+        return self.places.group_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,19 +32,12 @@ class DroplessDispatcher(Dispatcher):
     """Assignments sorted by expert, for grouped matrix multiplications."""
 
     def plan(self, routing: Routing) -> DroplessPlan:
-        assignments, experts = routing.expert.shape[0], routing.logits.shape[1]
-        order = stable_order(routing.expert, experts)
-        row = jnp.zeros_like(order).at[order].set(jnp.arange(assignments), unique_indices=True)
-        group_sizes = assignment_counts(routing)
-        taken = jnp.arange(assignments) < group_sizes.sum()
-        places = Places(
-            row=jnp.where(routing.expert < experts, row, assignments),
-            assignment=jnp.where(taken, order, assignments),
-        )
-        return DroplessPlan(routing, places, group_sizes, dropped=jnp.zeros((), jnp.float32))
+        places = sort_by_expert(routing.expert, routing.logits.shape[1])
+        return DroplessPlan(routing, places, dropped=jnp.zeros((), jnp.float32))
 
     def dispatch(self, x: Float[Array, "T D"], plan: DroplessPlan) -> Float[Array, "M D"]:
-        return gather_rows(x, plan.routing, plan.places)
+        return permute(x, plan.places, plan.routing.token)
 
     def combine(self, rows: Float[Array, "M D"], plan: DroplessPlan) -> Float[Array, "T D"]:
-        return combine_rows(rows, plan.routing, plan.places)
+        routing = plan.routing
+        return unpermute(rows, routing.weight, plan.places, routing.token, tokens=routing.logits.shape[0])

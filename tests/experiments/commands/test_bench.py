@@ -10,8 +10,11 @@ import pytest
 
 from dynamoe.experiments.experiment import Experiment
 from dynamoe.experiments.recipes import standard_library, standard_library_dense
+from dynamoe.kernels import sort_by_expert
 from dynamoe.kernels.grouped_matmul import api, bench
 from dynamoe.kernels.grouped_matmul.shapes import Shape
+from dynamoe.kernels.token_permute import bench as token_permute
+from dynamoe.kernels.token_permute.api import PERMUTES, SORTS
 from dynamoe.models import Decoder
 from dynamoe.moe import DroplessDispatcher
 
@@ -108,3 +111,32 @@ def test_a_step_that_differs_from_that_of_every_expert_on_every_token_is_not_tim
     monkeypatch.setattr(DroplessDispatcher, "combine", lambda *arguments: 1.01 * right(*arguments))
     status, output, _ = dynamoe("bench", "training_step")
     assert status == 1 and "nothing is timed" in output and "times the dense" not in output
+
+
+def test_a_token_permutation_is_checked_and_then_timed(dynamoe: Dynamoe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_permute, "MODELS", {"tiny": token_permute.Shape(5, 2, 3)})
+    monkeypatch.setattr(token_permute, "SORTED", (64,))
+    monkeypatch.setattr(token_permute, "MOVED", 64)
+    monkeypatch.setattr(token_permute, "peers", lambda: ("jax",))
+    status, output, errors = dynamoe("bench", "token_permute", "--rounds", "1")
+    assert (status, errors) == (0, "")
+    checks, times = output.split("all correct")
+    assert "WRONG" not in checks and "torch is not installed" in checks
+    checked = {tuple(line.split()[:6]) for line in checks.splitlines()}
+    assert {("sort", "tiny", "64", "5", "3", name) for name in SORTS} <= checked
+    assert {("move", "tiny", "64", "5", "3", name) for name in PERMUTES} <= checked
+    timed = [line.split()[5] for line in times.splitlines() if line.split()[2:3] == ["64"]]
+    assert timed == list(token_permute.PASSES)
+
+
+def test_a_sort_that_is_not_stable_is_not_timed(dynamoe: Dynamoe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_permute, "MODELS", {"tiny": token_permute.Shape(5, 2, 3)})
+    monkeypatch.setattr(token_permute, "SORTED", (64,))
+    monkeypatch.setattr(token_permute, "MOVED", 64)
+    monkeypatch.setitem(
+        SORTS, "xla", lambda expert, experts: sort_by_expert(expert[::-1], experts, implementation="counting")
+    )
+    token_permute.compiled_pass.cache_clear()
+    status, output, _ = dynamoe("bench", "token_permute", "--quick")
+    token_permute.compiled_pass.cache_clear()
+    assert status == 1 and "inf WRONG" in output and "time," not in output
