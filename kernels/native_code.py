@@ -24,16 +24,18 @@ COMPILERS = ("c++", "g++", "clang++")
 """Looked for in this order, where the environment variable CXX names none."""
 
 
-def compiled_library(source: Path) -> ctypes.CDLL:
-    """The shared library of a C++ source file, compiled unless the cache has it.
+def compiled_library(source: Path, **macros: str) -> ctypes.CDLL:
+    """The shared library of a C++ source file with these macros defined, compiled unless the cache has it.
 
     Its name in the cache holds a digest of all that it depends on: the source and the headers beside it, compiler and
-    options, jaxlib and the CPU's features. Processes may compile it at the same time: each writes a file of its own and renames it.
+    options, jaxlib and the CPU's features. Processes may compile it at the same time: each writes a file of its own and
+    renames it.
 
     Raises:
         OSError: there is no compiler, or it failed, or what it wrote cannot be loaded. Says what the compiler said.
     """
-    command = [_compiler(), *_options(), "-isystem", jax.ffi.include_dir()]
+    definitions = [f"-D{name}={value}" for name, value in macros.items()]
+    command = [_compiler(), *_options(), *definitions, "-isystem", jax.ffi.include_dir()]
     version = _run([command[0], "--version"])
     texts = [file.read_text(encoding="utf-8") for file in (source, *sorted(source.parent.glob("*.h")))]
     parts = (*texts, version, *command, jax.lib.__version__, _cpu())

@@ -4,43 +4,47 @@
 
 namespace {
 
-template <typename A>
-void PlainMatrices(ffi::ThreadPool& pool, bool transposed, const ffi::AnyBuffer& x, const ffi::AnyBuffer& w,
-                   const ffi::AnyBuffer& sizes, ffi::Result<ffi::AnyBuffer>& result) {
-  int64_t inner = w.dimensions()[1], width = w.dimensions()[2];
-  auto data = static_cast<const Number<A>*>(w.untyped_data());
-  auto matrix = [=](int64_t e) { return A{data + e * inner * width, width}; };
-  RowsTimesMatrices<A>(pool, x, sizes, transposed, matrix, result);
+template <typename Stored>
+Stored Matrix(const ffi::AnyBuffer& buffer, int64_t first = 0) {
+  return {static_cast<decltype(Stored::data)>(buffer.untyped_data()) + first, buffer.dimensions().back()};
+}
+
+template <typename Stored>
+void Products(ffi::ThreadPool& pool, bool transposed, const ffi::AnyBuffer& x, const ffi::AnyBuffer& w,
+              const ffi::AnyBuffer& sizes, ffi::Result<ffi::AnyBuffer>& result) {
+  int64_t size = w.dimensions()[1] * w.dimensions()[2];
+  auto matrix = [&](int64_t e) { return Matrix<Stored>(w, e * size); };
+  RowsTimesMatrices(pool, x, sizes, transposed, matrix, result);
 }
 
 // dw[e] = x_e^T dy_e.
-template <typename A>
-void GradientOfMatrices(ffi::ThreadPool& pool, const ffi::AnyBuffer& x, const ffi::AnyBuffer& dy,
-                              const ffi::AnyBuffer& sizes, ffi::Result<ffi::AnyBuffer>& result) {
-  using Float = Number<A>;
-  int64_t inner = x.dimensions()[1], width = dy.dimensions()[1];
-  A left{static_cast<const Float*>(x.untyped_data()), inner}, right{static_cast<const Float*>(dy.untyped_data()), width};
-  Float* dw = static_cast<Float*>(result->untyped_data());
-  std::vector<Task<A, A, Float>> groups;
+template <typename Stored>
+void Gradients(ffi::ThreadPool& pool, const ffi::AnyBuffer& x, const ffi::AnyBuffer& dy, const ffi::AnyBuffer& sizes,
+               ffi::Result<ffi::AnyBuffer>& result) {
+  Left left = LeftOf(x, true);
+  Side<Stored> right{Matrix<Stored>(dy), true};
+  Result dw = ResultOf(result);
+  std::vector<Task<Stored>> groups;
   for (auto [start, size] : Groups(sizes, x.dimensions()[0])) {
     int64_t e = groups.size();
-    groups.push_back({{{left, true, start}, {right, true, start}, inner, width, size}, dw + e * inner * width});
+    groups.push_back(
+        {{left.From(0, start), right.From(0, start), left.columns, dw.columns, size}, e * left.columns});
   }
-  RunAll(pool, groups, width);
+  RunAll(pool, groups, dw);
 }
 
 // --- What XLA calls. Shapes and types were checked in Python.
 
 ffi::Error RowsTimes(ffi::ThreadPool pool, bool transposed, ffi::AnyBuffer x, ffi::AnyBuffer w, ffi::AnyBuffer sizes,
                      ffi::Result<ffi::AnyBuffer> result) {
-  auto run = x.element_type() == ffi::F32 ? PlainMatrices<Float32> : PlainMatrices<BFloat16>;
+  auto run = x.element_type() == ffi::F32 ? Products<Float32> : Products<BFloat16>;
   run(pool, transposed, x, w, sizes, result);
   return ffi::Error::Success();
 }
 
 ffi::Error Gradient(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer dy, ffi::AnyBuffer sizes,
                     ffi::Result<ffi::AnyBuffer> result) {
-  auto run = x.element_type() == ffi::F32 ? GradientOfMatrices<Float32> : GradientOfMatrices<BFloat16>;
+  auto run = x.element_type() == ffi::F32 ? Gradients<Float32> : Gradients<BFloat16>;
   run(pool, x, dy, sizes, result);
   return ffi::Error::Success();
 }

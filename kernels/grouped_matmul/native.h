@@ -39,8 +39,7 @@ constexpr int kLanes = 4, kRows = 6, kVectors = 2;
 #endif
 constexpr int kColumns = kLanes * kVectors;
 constexpr int64_t kDepth = 512, kWide = 512 / kColumns * kColumns, kTall = 512;  // of a task's panels, at most
-constexpr int kFew = 8, kSteps = 8;  // rows that go without panels, and the rows of b that they read at a time,
-constexpr int64_t kDeepest = (kDepth * kWide - kSteps) / kFew;  // as long as they fit into the panels' memory
+constexpr int kFew = 8, kTogether = 4, kSteps = 8;  // see Stream
 constexpr double kWorthAThread = 1e6;  // operations below which waking another thread costs more than it brings
 
 typedef float Vector __attribute__((vector_size(kLanes * 4)));
@@ -145,21 +144,24 @@ struct Side {
   }
 };
 
+template <bool kPanels, typename Stored>
+INLINE void PackRows(const Side<Stored>& side, int64_t across, int64_t depth, int64_t width, float* to) {
+  for (int64_t k = 0; k < depth; ++k) {
+    auto line = side.matrix.Row(side.row + k);
+    for (int64_t panel = 0; panel < across; panel += kPanels ? width : across)
+      for (int64_t i = 0; i < (kPanels ? std::min(width, across - panel) : across); i += kLanes) {
+        int64_t column = side.column + panel + i, stored = side.matrix.columns - column;
+        Write(to + panel * depth + k * width + i, stored >= kLanes ? line.Load(column) : line.Load(column, stored));
+      }
+  }
+}
+
 // Writes panels of `width` numbers across and `depth` deep, together `across` wide. A vector may reach past a panel's
 // width, into what is written next; so the memory needs a vector's room at its end.
 template <typename Stored>
 void Pack(const Side<Stored>& side, int64_t across, int64_t depth, int64_t width, float* to) {
-  if (side.rows_are_depth) {
-    for (int64_t k = 0; k < depth; ++k) {
-      auto line = side.matrix.Row(side.row + k);
-      for (int64_t panel = 0; panel < across; panel += width)
-        for (int64_t i = 0; i < std::min(width, across - panel); i += kLanes) {
-          int64_t column = side.column + panel + i, stored = side.matrix.columns - column;
-          Write(to + panel * depth + k * width + i, stored >= kLanes ? line.Load(column) : line.Load(column, stored));
-        }
-    }
-    return;
-  }
+  if (side.rows_are_depth) return across > width ? PackRows<true>(side, across, depth, width, to)
+                                                 : PackRows<false>(side, across, depth, width, to);
   for (int64_t i = 0; i < across; i += kLanes) {
     float* panel = to + i / width * depth * width + i % width;
     decltype(side.matrix.Row(0)) lines[kLanes];
@@ -178,6 +180,33 @@ void Pack(const Side<Stored>& side, int64_t across, int64_t depth, int64_t width
       }
     }
   }
+}
+
+// Rows of x or of a gradient, from (row, column) on: float32, or bfloat16 where `half`.
+struct Left {
+  const void* data;
+  bool half;
+  int64_t columns;
+  bool rows_are_depth;
+  int64_t row = 0, column = 0;
+
+  template <typename F>
+  auto As(const F& use) const {
+    if (half) return use(Side<BFloat16>{{static_cast<const uint16_t*>(data), columns}, rows_are_depth, row, column});
+    return use(Side<Float32>{{static_cast<const float*>(data), columns}, rows_are_depth, row, column});
+  }
+  Left From(int64_t across, int64_t depth) const {
+    return As([&](auto side) {
+      side = side.From(across, depth);
+      return Left{data, half, columns, rows_are_depth, side.row, side.column};
+    });
+  }
+};
+
+void ReadRow(const Left& left, int64_t count, float* to) {
+  left.As([&](const auto& side) {
+    for (int64_t i = 0; i < count; ++i) to[i] = side.matrix.Row(side.row).Load(side.column + i, 1)[0];
+  });
 }
 
 // --- Products.
@@ -204,9 +233,17 @@ void Multiply(const float* a, const float* b, int64_t depth, float* c, int64_t c
     for (int v = 0; v < kVectors; ++v) Write(c + r * c_row + v * kLanes, sum[r][v]);
 }
 
-template <typename A, typename B>
+template <int... R>
+void MultiplyRows(int64_t rows, const float* a, const float* b, int64_t depth, float* c, int64_t c_row, bool add,
+                  std::integer_sequence<int, R...>) {
+  static constexpr std::array<decltype(&Multiply<1>), kRows> multiply = {Multiply<R + 1>...};
+  multiply[rows - 1](a, b, depth, c, c_row, add);
+}
+
+// c = a b, with m rows of a and c, n columns of b and c, depth k.
+template <typename B>
 struct Product {
-  Side<A> a;
+  Left a;
   Side<B> b;
   int64_t m, n, k;
 };
@@ -218,79 +255,92 @@ float* Memory(int64_t size) {
   return reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64);
 }
 
-// c [m, n] = a b, in rows of c_row numbers. m and n are at most kTall and kWide.
-template <typename A, typename B, int... R>
-void MultiplyPanels(const Product<A, B>& p, float* c, int64_t c_row, float* memory, std::integer_sequence<int, R...>) {
-  constexpr std::array<decltype(&Multiply<1>), kRows> multiply = {Multiply<R + 1>...};
+constexpr int64_t kPanels = kDepth * (kWide + kRows) + kLanes;  // numbers that MultiplyPanels packs at a time
+
+// c in rows of c_row numbers; m and n are at most kTall and kWide.
+template <typename B>
+void MultiplyPanels(const Product<B>& p, float* c, int64_t c_row, float* memory) {
   float edge[kRows * kColumns], *panels = memory, *panel = memory + kDepth * kWide;
   for (int64_t k = 0; k < p.k; k += kDepth) {
     int64_t depth = std::min(kDepth, p.k - k), blocks = (p.m + kRows - 1) / kRows;
     Pack(p.b.From(0, k), p.n, depth, kColumns, panels);
     for (int64_t block = 0; block < blocks; ++block) {
       int64_t i = p.m * block / blocks, rows = p.m * (block + 1) / blocks - i;
-      Pack(p.a.From(i, k), rows, depth, rows, panel);
+      p.a.From(i, k).As([&](const auto& side) { Pack(side, rows, depth, rows, panel); });
       for (int64_t j = 0; j < p.n; j += kColumns) {
         int64_t columns = std::min<int64_t>(kColumns, p.n - j);
-        float* to = c + i * c_row + j;
-        if (columns == kColumns) {
-          multiply[rows - 1](panel, panels + j * depth, depth, to, c_row, k > 0);
-          continue;
-        }
-        for (int64_t r = 0; r < rows; ++r) std::memcpy(edge + r * kColumns, to + r * c_row, columns * sizeof(float));
-        multiply[rows - 1](panel, panels + j * depth, depth, edge, kColumns, k > 0);
-        for (int64_t r = 0; r < rows; ++r) std::memcpy(to + r * c_row, edge + r * kColumns, columns * sizeof(float));
+        float *to = c + i * c_row + j, *target = columns == kColumns ? to : edge;
+        int64_t target_row = columns == kColumns ? c_row : kColumns;
+        auto copy = [&](float* into, int64_t into_row, const float* from, int64_t from_row) {
+          for (int64_t r = 0; r < rows && into != from; ++r)
+            std::memcpy(into + r * into_row, from + r * from_row, columns * sizeof(float));
+        };
+        copy(target, target_row, to, c_row);
+        MultiplyRows(rows, panel, panels + j * depth, depth, target, target_row, k > 0,
+                     std::make_integer_sequence<int, kRows>{});
+        copy(to, c_row, target, target_row);
       }
     }
   }
 }
 
-// c [R, n] = a b, for R rows a of `depth` numbers: adds kSteps rows of b at a time, each times its column of a.
+// Adds kSteps rows of b, each times its column of a, to kLanes columns of the R rows of c, or writes them.
+template <int R, typename Line>
+INLINE void StreamSteps(const float (&a)[R][kSteps], const Line* lines, int64_t column, float* c, int64_t c_row,
+                        bool add) {
+  Vector sum[R];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) sum[r] = add ? Read<Vector>(c + r * c_row) : Vector{};
+#pragma GCC unroll 16
+  for (int s = 0; s < kSteps; ++s) {
+    Vector right = lines[s].Load(column);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) sum[r] += a[r][s] * right;
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) Write(c + r * c_row, sum[r]);
+}
+
+// The same at the edges: `count` columns, `steps` rows of b and as many of c as there are.
+template <typename Line>
+__attribute__((noinline)) void StreamEdge(const float (*a)[kSteps], const Line* lines, int64_t column, float* c,
+                                          int64_t c_row, bool add, int rows, int steps, int64_t count) {
+  for (int r = 0; r < rows; ++r) {
+    Vector sum = add ? Read<Vector>(c + r * c_row, count) : Vector{};
+    for (int s = 0; s < steps; ++s) sum += a[r][s] * lines[s].Load(column, count);
+    Write(c + r * c_row, sum, count);
+  }
+}
+
+// c [R, n] = a b for few rows of a: kSteps rows of b at a time pass through the registers, never through memory.
 template <int R, typename B>
-void Stream(const Side<B>& b, int64_t n, int64_t depth, const float* a, float* c, int64_t c_row) {
-  for (int64_t k = 0; k < depth; k += kSteps) {
-    int64_t steps = std::min<int64_t>(kSteps, depth - k);
-    float left[R][kSteps];  // a copy that no write to c can change, so it may stay in registers
-    decltype(b.matrix.Row(0)) lines[kSteps];
-    for (int64_t s = 0; s < steps; ++s) {
-      lines[s] = b.matrix.Row(b.row + k + s);
-      for (int r = 0; r < R; ++r) left[r][s] = a[r * depth + k + s];
-    }
-    auto columns = [&](int64_t j, int64_t count, int64_t steps) __attribute__((always_inline)) {
-      Vector sum[R];
-#pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) sum[r] = k ? Read<Vector>(c + r * c_row + j, count) : Vector{};
-#pragma GCC unroll 16
-      for (int s = 0; s < steps; ++s) {
-        Vector right = lines[s].Load(b.column + j, count);
-#pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) sum[r] += left[r][s] * right;
-      }
-#pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) Write(c + r * c_row + j, sum[r], count);
-    };
-    int64_t whole = steps == kSteps ? n / kLanes * kLanes : 0;  // columns in which all sizes are constants
-    for (int64_t j = 0; j < whole; j += kLanes) columns(j, kLanes, kSteps);
-    for (int64_t j = whole; j < n; j += kLanes)
-      columns(j, std::min<int64_t>(kLanes, n - j), steps);
+void Stream(const Product<B>& p, int64_t first, float* c, int64_t c_row) {
+  for (int64_t k = 0; k < p.k; k += kSteps) {
+    int steps = std::min<int64_t>(kSteps, p.k - k);
+    float a[R][kSteps];
+    for (int r = 0; r < R; ++r) ReadRow(p.a.From(first + r, k), steps, a[r]);
+    decltype(p.b.matrix.Row(0)) lines[kSteps];
+    for (int s = 0; s < steps; ++s) lines[s] = p.b.matrix.Row(p.b.row + k + s);
+    int64_t whole = steps == kSteps ? p.n / kLanes * kLanes : 0;
+    for (int64_t j = 0; j < whole; j += kLanes) StreamSteps(a, lines, p.b.column + j, c + j, c_row, k > 0);
+    for (int64_t j = whole; j < p.n; j += kLanes)
+      StreamEdge(a, lines, p.b.column + j, c + j, c_row, k > 0, R, steps, std::min<int64_t>(kLanes, p.n - j));
   }
 }
 
-template <typename A, typename B, int... R>
-void StreamRows(const Product<A, B>& p, float* c, int64_t c_row, float* memory, std::integer_sequence<int, R...>) {
-  constexpr std::array<decltype(&Stream<1, B>), kFew> stream = {Stream<R + 1, B>...};
-  for (int64_t r = 0; r < p.m; ++r)
-    for (int64_t k = 0; k < p.k; k += kLanes) {
-      int64_t count = std::min<int64_t>(kLanes, p.k - k);
-      Write(memory + r * p.k + k, p.a.matrix.Row(p.a.row + r).Load(p.a.column + k, count), count);
-    }
-  stream[p.m - 1](p.b, p.n, p.k, memory, c, c_row);
+template <typename B, int... R>
+void StreamRows(const Product<B>& p, float* c, int64_t c_row, std::integer_sequence<int, R...>) {
+  static constexpr std::array<decltype(&Stream<1, B>), kTogether> stream = {Stream<R + 1, B>...};
+  for (int64_t i = 0; i < p.m; i += kTogether)
+    stream[std::min<int64_t>(kTogether, p.m - i) - 1](p, i, c + i * c_row, c_row);
 }
 
-template <typename A, typename B>
-void Run(const Product<A, B>& p, float* c, int64_t c_row, float* memory) {
-  if (p.m <= kFew && p.k <= kDeepest && p.b.rows_are_depth && !p.a.rows_are_depth)
-    return StreamRows(p, c, c_row, memory, std::make_integer_sequence<int, kFew>{});
-  MultiplyPanels(p, c, c_row, memory, std::make_integer_sequence<int, kRows>{});
+template <typename B>
+void Run(const Product<B>& p, float* c, int64_t c_row, float* memory) {
+  if (p.m <= kFew && p.b.rows_are_depth && !p.a.rows_are_depth)
+    return StreamRows(p, c, c_row, std::make_integer_sequence<int, kTogether>{});
+  for (int64_t i = 0; i < p.m && p.k == 0; ++i) std::fill_n(c + i * c_row, p.n, 0.0f);
+  MultiplyPanels(p, c, c_row, memory);
 }
 
 // --- Tasks.
@@ -311,38 +361,42 @@ void ForEach(ffi::ThreadPool& pool, int64_t threads, int64_t count, const F& run
   while (progress->done < count) std::this_thread::yield();
 }
 
-// A product of one group, and where its result goes: rows of `c_row` numbers of type C.
-template <typename A, typename B, typename C>
+// A product, and the place in the result's rows where it goes.
+template <typename B>
 struct Task {
-  Product<A, B> product;
-  C* c;
+  Product<B> product;
+  int64_t row;
+  int64_t column = 0;
 };
 
-template <typename A, typename B, typename C>
-void RunAll(ffi::ThreadPool& pool, const std::vector<Task<A, B, C>>& groups, int64_t c_row) {
-  std::vector<Task<A, B, C>> tasks;
+// The result: rows of float32, or of bfloat16 where `half`.
+struct Result {
+  void* data;
+  bool half;
+  int64_t rows, columns;
+
+  float* Float(int64_t row, int64_t column) const { return static_cast<float*>(data) + row * columns + column; }
+  uint16_t* Half(int64_t row, int64_t column) const { return static_cast<uint16_t*>(data) + row * columns + column; }
+};
+
+template <typename B>
+void RunAll(ffi::ThreadPool& pool, const std::vector<Task<B>>& groups, const Result& result) {
+  std::vector<Task<B>> tasks;
   double operations = 0;
-  for (const auto& [p, c] : groups) {
+  for (const auto& [p, row, column] : groups) {
     operations += 2.0 * p.m * p.n * p.k;
     for (int64_t i = 0; i < p.m; i += kTall)
       for (int64_t j = 0; j < p.n; j += kWide)
         tasks.push_back({{p.a.From(i, 0), p.b.From(j, 0), std::min(kTall, p.m - i), std::min(kWide, p.n - j), p.k},
-                         c + i * c_row + j});
+                         row + i, column + j});
   }
   int64_t threads = operations < kWorthAThread ? 1 : pool.num_threads();
   ForEach(pool, threads, tasks.size(), [&](int64_t index) {
-    const auto& [p, c] = tasks[index];
-    float* memory = Memory(kDepth * (kWide + kRows) + kLanes + kTall * kWide);
-    float* sums = memory + kDepth * (kWide + kRows) + kLanes;
-    constexpr bool direct = std::is_same_v<C, float>;
-    float* to = direct ? reinterpret_cast<float*>(c) : sums;
-    int64_t to_row = direct ? c_row : p.n;
-    if (p.k == 0)
-      for (int64_t i = 0; i < p.m; ++i) std::fill_n(to + i * to_row, p.n, 0.0f);
-    else
-      Run(p, to, to_row, memory);
-    if constexpr (!direct)
-      for (int64_t i = 0; i < p.m; ++i) WriteRow(c + i * c_row, sums + i * p.n, p.n);
+    const auto& [p, row, column] = tasks[index];
+    float *memory = Memory(kPanels + kTall * kWide), *sums = memory + kPanels;
+    if (!result.half) return Run(p, result.Float(row, column), result.columns, memory);
+    Run(p, sums, p.n, memory);
+    for (int64_t i = 0; i < p.m; ++i) WriteRow(result.Half(row + i, column), sums + i * p.n, p.n);
   });
 }
 
@@ -351,7 +405,7 @@ void RunAll(ffi::ThreadPool& pool, const std::vector<Task<A, B, C>>& groups, int
 std::vector<std::pair<int64_t, int64_t>> Groups(const ffi::AnyBuffer& sizes, int64_t rows) {
   std::vector<std::pair<int64_t, int64_t>> groups;
   int64_t start = 0;
-  for (int64_t e = 0; e < sizes.dimensions()[0]; ++e) {
+  for (int64_t e = 0; e < static_cast<int64_t>(sizes.element_count()); ++e) {
     int64_t size = std::min<int64_t>(std::max(sizes.typed_data<int32_t>()[e], 0), rows - start);
     groups.emplace_back(start, size);
     start += size;
@@ -359,25 +413,33 @@ std::vector<std::pair<int64_t, int64_t>> Groups(const ffi::AnyBuffer& sizes, int
   return groups;
 }
 
-template <typename Stored>
-using Number = std::remove_const_t<std::remove_pointer_t<decltype(Stored::data)>>;
+Left LeftOf(const ffi::AnyBuffer& x, bool rows_are_depth) {
+  return {x.untyped_data(), x.element_type() == ffi::BF16, x.dimensions()[1], rows_are_depth};
+}
+
+// Where matrices lie one after the other, the result is all their rows.
+Result ResultOf(ffi::Result<ffi::AnyBuffer>& result) {
+  int64_t columns = result->dimensions().back();
+  return {result->untyped_data(), result->element_type() == ffi::BF16,
+          static_cast<int64_t>(result->element_count()) / columns, columns};
+}
 
 // y[i] = x[i] w[e], or x[i] w[e]^T, for the rows i of each group e; matrix(e) is w[e] as it is stored.
-template <typename A, typename Matrix>
+template <typename Matrix>
 void RowsTimesMatrices(ffi::ThreadPool& pool, const ffi::AnyBuffer& x, const ffi::AnyBuffer& sizes, bool transposed,
                        const Matrix& matrix, ffi::Result<ffi::AnyBuffer>& result) {
-  using Float = Number<A>;
-  int64_t rows = x.dimensions()[0], inner = x.dimensions()[1], width = result->dimensions()[1], end = 0;
-  A left{static_cast<const Float*>(x.untyped_data()), inner};
-  Float* y = static_cast<Float*>(result->untyped_data());
-  std::vector<Task<A, decltype(matrix(0)), Float>> groups;
-  for (auto [start, size] : Groups(sizes, rows)) {
+  Left left = LeftOf(x, false);
+  Result y = ResultOf(result);
+  int64_t end = 0;
+  std::vector<Task<decltype(matrix(0))>> groups;
+  for (auto [start, size] : Groups(sizes, y.rows)) {
     int64_t e = groups.size();
-    groups.push_back({{{left, false, start}, {matrix(e), !transposed}, size, width, inner}, y + start * width});
+    groups.push_back({{left.From(start, 0), {matrix(e), !transposed}, size, y.columns, left.columns}, start});
     end = start + size;
   }
-  std::fill(y + end * width, y + rows * width, Float{});
-  RunAll(pool, groups, width);
+  int64_t rest = (y.rows - end) * y.columns;
+  std::memset(y.half ? static_cast<void*>(y.Half(end, 0)) : y.Float(end, 0), 0, rest * (y.half ? 2 : 4));
+  RunAll(pool, groups, y);
 }
 
 }  // namespace

@@ -95,7 +95,7 @@ def permute(
     _check_token(token, permutation.row.shape[0], x.shape[0])
     if not (x.size and permutation.row.size):
         return jnp.zeros((permutation.assignment.shape[0], x.shape[1]), x.dtype)
-    (x,), permutation, token = _vary_alike((x,), permutation, token)
+    x, permutation, token = vary_alike(x, permutation, token)
     return run_implementation(implementation, PERMUTES, PREFERRED_MOVES, x, permutation, token)
 
 
@@ -142,7 +142,7 @@ def unpermute(
     _check_token(token, assignments, tokens)
     if not (rows.size and assignments and tokens):
         return jnp.zeros((tokens, rows.shape[1]), rows.dtype)
-    (rows, weight), permutation, token = _vary_alike((rows, weight), permutation, token)
+    rows, weight, permutation, token = vary_alike(rows, weight, permutation, token)
     return run_implementation(implementation, UNPERMUTES, PREFERRED_MOVES, rows, weight, permutation, tokens, token)
 
 
@@ -180,10 +180,3 @@ def _check_token(token: jax.Array | None, assignments: int, tokens: int) -> None
         least, most = int(np.asarray(token).min()), int(np.asarray(token).max())
         if least < 0 or most >= tokens:
             raise ValueError(f"token holds {least if least < 0 else most}; allowed are 0 to {tokens - 1}")
-
-
-def _vary_alike(
-    arrays: tuple[jax.Array, ...], permutation: Permutation, token: jax.Array | None
-) -> tuple[tuple[jax.Array, ...], Permutation, jax.Array | None]:
-    leaves, tree = jax.tree.flatten((arrays, permutation, token))
-    return jax.tree.unflatten(tree, vary_alike(*leaves))
