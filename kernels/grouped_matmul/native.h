@@ -163,7 +163,8 @@ void Pack(const Side<Stored>& side, int64_t across, int64_t depth, int64_t width
   if (side.rows_are_depth) return across > width ? PackRows<true>(side, across, depth, width, to)
                                                  : PackRows<false>(side, across, depth, width, to);
   for (int64_t i = 0; i < across; i += kLanes) {
-    float* panel = to + i / width * depth * width + i % width;
+    int64_t place = i % width, lanes = place ? std::min<int64_t>(kLanes, width - place) : kLanes;
+    float* panel = to + i / width * depth * width + place;  // what was written before it must stay
     decltype(side.matrix.Row(0)) lines[kLanes];
     for (int64_t r = 0; r < kLanes; ++r) lines[r] = side.matrix.Row(side.row + std::min(i + r, across - 1));
     for (int64_t k = 0; k < depth; k += kLanes, panel += kLanes * width) {
@@ -172,11 +173,11 @@ void Pack(const Side<Stored>& side, int64_t across, int64_t depth, int64_t width
 #pragma GCC unroll 16
       for (int r = 0; r < kLanes; ++r) rows[r] = count == kLanes ? lines[r].Load(column) : lines[r].Load(column, count);
       Transpose(rows);
-      if (count == kLanes) {
+      if (count == kLanes && lanes == kLanes) {
 #pragma GCC unroll 16
         for (int r = 0; r < kLanes; ++r) Write(panel + r * width, rows[r]);
       } else {
-        for (int64_t r = 0; r < count; ++r) Write(panel + r * width, rows[r]);
+        for (int64_t r = 0; r < count; ++r) Write(panel + r * width, rows[r], lanes);
       }
     }
   }
