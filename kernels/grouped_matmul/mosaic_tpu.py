@@ -1,0 +1,235 @@
+"""A grouped matmul for TPU in Pallas: a product kernel (forward, and dx with the matrices read transposed) and one for dw.
+
+The grid walks a plan of visits (`visits.py`), so no step belongs to an empty group and a row tile that groups share is
+visited once by each: at most (row tiles + E - 1) x column tiles x depth tiles steps, whatever the group sizes, which
+are data and not shape. A visit's row tile, matrix tile and output tile are found through scalars in SMEM.
+
+Rows of nobody come out as zero without being multiplied, and what lies in them or past the arrays' edges (NaN, say) is
+never summed: a row of `x @ w` mixes with no other row, dw selects its own rows of both factors, and a depth that the
+tiles do not divide is cut off in both.
+
+Letters: M rows, D inner width, F output width, E groups. A pass contracts over its depth: D forward, F for dx, and M
+for dw. Not yet run on a TPU: interpreted on CPU and compiled ahead of time, so it is no platform's default.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax._src import config as jax_config
+from jax.custom_batching import sequential_vmap
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Int
+
+from .tiles import Tiles, choose_tiles, vmem_limit
+from .visits import visits_by_group, visits_by_tile
+
+
+def grouped_matmul_mosaic_tpu(
+    x: Float[Array, "M D"], w: Float[Array, "E D F"], group_sizes: Int[Array, " E"], tiles: Tiles | None = None
+) -> Float[Array, "M F"]:
+    """See `grouped_matmul`. Under vmap, one after the other.
+
+    Args:
+        tiles: rows, depth and columns of a tile, in each pass; None: chosen from the shapes and the chip.
+
+    Raises:
+        NotImplementedError: this is not traced for a TPU, nor inside `pltpu.force_tpu_interpret_mode()`.
+    """
+    if not interpreted() and not pltpu.is_tpu_device():
+        raise NotImplementedError(
+            f"mosaic_tpu is for TPU; the platform is {jax.default_backend()}. Allowed besides are a compile for a TPU "
+            "that is not present (dynamoe.kernels.aot) and pltpu.force_tpu_interpret_mode()"
+        )
+    return _grouped_matmul(tiles, x, w, group_sizes)
+
+
+def interpreted() -> bool:
+    """Whether Pallas interprets TPU kernels here; JAX has a public context manager for it and no public question."""
+    return jax_config.pallas_tpu_interpret_mode_context_manager.value is not None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _grouped_matmul(tiles, x, w, group_sizes):
+    return _times_matrices(x, w, group_sizes, tiles=tiles, transposed=False)
+
+
+def _differentiated(tiles, x, w, group_sizes):
+    return _grouped_matmul(tiles, x, w, group_sizes), (x, w, group_sizes)
+
+
+def _gradient(tiles, residuals, dy):
+    x, w, group_sizes = residuals
+    dx = _times_matrices(dy, w, group_sizes, tiles=tiles, transposed=True)
+    return dx, _outer_products(x, dy, group_sizes, tiles=tiles), None
+
+
+_grouped_matmul.defvjp(_differentiated, _gradient)
+
+
+def _times_matrices(x, w, group_sizes, *, tiles: Tiles | None, transposed: bool):
+    """Multiply each group's rows with its matrix, or with its transpose: [M, columns]."""
+    (rows, depth), groups = x.shape, w.shape[0]
+    columns = w.shape[1] if transposed else w.shape[2]
+    if tiles is None:
+        tiles = choose_tiles(rows, depth, columns, groups, x.dtype)
+    tiles = tiles.clipped(rows, depth, columns)
+    depth_tiles = pl.cdiv(depth, tiles.depth)
+
+    def depth_tile(visit, step, start, end):
+        # A visit without rows stays where the one before it ended: nothing is moved.
+        return jnp.where(end[visit] > start[visit], step, depth_tiles - 1)
+
+    def x_tile(column, visit, step, group, source, target, start, end):
+        return source[visit], depth_tile(visit, step, start, end)
+
+    def w_tile(column, visit, step, group, source, target, start, end):
+        within = depth_tile(visit, step, start, end), column
+        return group[visit], *(reversed(within) if transposed else within)
+
+    def y_tile(column, visit, step, group, source, target, start, end):
+        return target[visit], column
+
+    @sequential_vmap
+    def call(x, w, group_sizes):
+        visits = visits_by_tile(group_sizes, rows, tiles.rows)
+        w_block = (tiles.columns, tiles.depth) if transposed else (tiles.depth, tiles.columns)
+        return pl.pallas_call(
+            functools.partial(_product_kernel, depth=depth, transposed=transposed),
+            out_shape=_shape((rows, columns), x),
+            grid_spec=pltpu.PrefetchScalarGridSpec(
+                num_scalar_prefetch=5,
+                grid=(pl.cdiv(columns, tiles.columns), len(visits.group), depth_tiles),
+                in_specs=[pl.BlockSpec((tiles.rows, tiles.depth), x_tile), pl.BlockSpec((None, *w_block), w_tile)],
+                out_specs=pl.BlockSpec((tiles.rows, tiles.columns), y_tile),
+                scratch_shapes=[pltpu.VMEM((tiles.rows, tiles.columns), jnp.float32)],
+            ),
+            compiler_params=_compiler_params("parallel", "arbitrary", "arbitrary"),
+            name="grouped_matmul_dx" if transposed else "grouped_matmul",
+        )(*visits[:5], x, w)
+
+    return call(x, w, group_sizes)
+
+
+def _product_kernel(group, source, target, start, end, x, w, y, total, *, depth: int, transposed: bool):
+    visit, step = pl.program_id(1), pl.program_id(2)
+    first_row = target[visit] * y.shape[0]
+    last_step = pl.num_programs(2) - 1
+
+    @pl.when((step == 0) & _opens(target, visit))
+    def open_tile():
+        y[...] = jnp.zeros_like(y)
+
+    @pl.when(end[visit] > start[visit])
+    def multiply():
+        a, b = x[...], w[...]
+        if depth % x.shape[1]:
+            left = depth - step * x.shape[1]
+            a, b = _first(a, left, axis=1), _first(b, left, axis=int(transposed))
+        product = _dot(a, b, contract=(1, int(transposed)))
+
+        @pl.when(step == 0)
+        def begin():
+            total[...] = product
+
+        @pl.when(step > 0)
+        def add():
+            total[...] += product
+
+        @pl.when(step == last_step)
+        def write():
+            mine = _own(y.shape, first_row, start[visit], end[visit])
+            y[...] = jnp.where(mine, total[...], y[...].astype(jnp.float32)).astype(y.dtype)
+
+
+def _outer_products(x, dy, group_sizes, *, tiles: Tiles | None):
+    """Sum, for each group, the products of its rows of x with those of dy: [E, D, F]."""
+    (rows, inner), columns, groups = x.shape, dy.shape[1], group_sizes.shape[0]
+    if tiles is None:
+        tiles = choose_tiles(rows, inner, columns, groups, x.dtype, outer=True)
+    tiles = tiles.clipped(rows, inner, columns)
+
+    def x_tile(i, j, visit, group, source, target, start, end):
+        return source[visit], i
+
+    def dy_tile(i, j, visit, group, source, target, start, end):
+        return source[visit], j
+
+    def dw_tile(i, j, visit, group, source, target, start, end):
+        return group[visit], i, j
+
+    @sequential_vmap
+    def call(x, dy, group_sizes):
+        visits = visits_by_group(group_sizes, rows, tiles.rows)
+        return pl.pallas_call(
+            _outer_kernel,
+            out_shape=_shape((groups, inner, columns), x),
+            grid_spec=pltpu.PrefetchScalarGridSpec(
+                num_scalar_prefetch=5,
+                grid=(pl.cdiv(inner, tiles.depth), pl.cdiv(columns, tiles.columns), len(visits.group)),
+                in_specs=[
+                    pl.BlockSpec((tiles.rows, tiles.depth), x_tile),
+                    pl.BlockSpec((tiles.rows, tiles.columns), dy_tile),
+                ],
+                out_specs=pl.BlockSpec((None, tiles.depth, tiles.columns), dw_tile),
+                scratch_shapes=[pltpu.VMEM((tiles.depth, tiles.columns), jnp.float32)],
+            ),
+            compiler_params=_compiler_params("parallel", "parallel", "arbitrary"),
+            name="grouped_matmul_dw",
+        )(*visits[:5], x, dy)
+
+    return call(x, dy, group_sizes)
+
+
+def _outer_kernel(group, source, target, start, end, x, dy, dw, total):
+    visit, last = pl.program_id(2), pl.num_programs(2) - 1
+    first_row = source[visit] * x.shape[0]
+
+    @pl.when(_opens(group, visit))
+    def open_group():
+        total[...] = jnp.zeros_like(total)
+
+    @pl.when(end[visit] > start[visit])
+    def multiply():
+        # Both, for other rows may hold NaN, and 0 * NaN is NaN.
+        a, b = (
+            jnp.where(_own(v.shape, first_row, start[visit], end[visit]), v[...], jnp.zeros((), v.dtype))
+            for v in (x, dy)
+        )
+        total[...] += _dot(a, b, contract=(0, 0))
+
+    @pl.when((visit == last) | (group[jnp.minimum(visit + 1, last)] != group[visit]))
+    def close_group():
+        dw[...] = total[...].astype(dw.dtype)
+
+
+def _opens(ids, visit):
+    """Whether the visit is the first of its tile or group."""
+    return (visit == 0) | (ids[jnp.maximum(visit - 1, 0)] != ids[visit])
+
+
+def _own(shape, first_row, start, end):
+    """Which elements of a row tile lie in rows from `start` to `end`."""
+    row = first_row + jax.lax.broadcasted_iota(jnp.int32, shape, 0)
+    return (start <= row) & (row < end)
+
+
+def _first(tile, count, *, axis: int):
+    """Zeros past the first `count` along an axis: what the edge of the array left there may be NaN."""
+    return jnp.where(jax.lax.broadcasted_iota(jnp.int32, tile.shape, axis) < count, tile, jnp.zeros((), tile.dtype))
+
+
+def _dot(a, b, *, contract: tuple[int, int]):
+    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+    dimensions = (((contract[0],), (contract[1],)), ((), ()))
+    return jax.lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)
+
+
+def _shape(shape: tuple[int, ...], like: jax.Array) -> jax.ShapeDtypeStruct:
+    """An output that varies over the mesh axes that `like` varies over, for shard_map."""
+    return jax.ShapeDtypeStruct(shape, like.dtype, manual_axis_type=jax.typeof(like).manual_axis_type)
+
+
+def _compiler_params(*semantics: str) -> pltpu.CompilerParams:
+    return pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=vmem_limit())
