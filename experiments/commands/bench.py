@@ -58,7 +58,7 @@ def _grouped_matmul(bench: Bench, console: Console) -> int:
     if not _correct(cases, console):
         return 1
     ratios = _table(f"time, {grouped_matmul.peers()[0]} = 1")
-    contenders = [name for name in (*grouped_matmul.IMPLEMENTATIONS, *grouped_matmul.peers()) if name != "reference"]
+    contenders = [name for name in (*grouped_matmul.runnable(), *grouped_matmul.peers()) if name != "reference"]
     _add_columns(ratios, ("case: M x D x F, E", "pass"), contenders)
     found = defaultdict(list)
     with console.status("timing") as status:

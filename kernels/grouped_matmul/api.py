@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 from ..implementations import OTHER, run_implementation
 from .blas import grouped_matmul_blas
 from .blocked import grouped_matmul_blocked
+from .mosaic_tpu import grouped_matmul_mosaic_tpu
 from .reference import grouped_matmul_reference
 from .xla import grouped_matmul_xla
 
@@ -16,6 +17,7 @@ IMPLEMENTATIONS = {
     "blas": grouped_matmul_blas,
     "blocked": grouped_matmul_blocked,
     "xla": grouped_matmul_xla,
+    "mosaic_tpu": grouped_matmul_mosaic_tpu,
     "reference": grouped_matmul_reference,
 }
 PREFERRED = {"cpu": ("blas", "blocked"), OTHER: ("xla",)}
@@ -45,8 +47,8 @@ def grouped_matmul(
         group_sizes: rows of each group [E], integers, not negative, together at most M.
         implementation: "blas" (OpenBLAS, float32, CPU; the default there; it hands up to 128 rows on to "blocked"),
             "blocked" (plain JAX, cost independent of E; the default on CPU for bfloat16, and where OpenBLAS cannot be
-            had), "xla" (`jax.lax.ragged_dot`; the default elsewhere), "reference" (E times the work, to check others
-            against); None: the platform's.
+            had), "xla" (`jax.lax.ragged_dot`; the default elsewhere), "mosaic_tpu" (Pallas for TPU; no default before a
+            run on one), "reference" (E times the work, to check others against); None: the platform's.
 
     Returns:
         y [M, F] in the dtype of x. Where `group_sizes` is traced, so that its values cannot be checked, and breaks its

@@ -53,7 +53,7 @@ class Case(NamedTuple):
     @property
     def implementations(self) -> tuple[str, ...]:
         affordable = 2 * float(np.prod(self.shape)) * len(self.sizes) <= AFFORDABLE
-        return tuple(name for name in IMPLEMENTATIONS if affordable or name not in COSTS_TIMES_E)
+        return tuple(name for name in runnable() if affordable or name not in COSTS_TIMES_E)
 
     def __str__(self) -> str:
         """Kind, M x D x F, E, spread."""
@@ -77,6 +77,11 @@ def cases(quick: bool) -> list[Case]:
             for groups in EXPERT_GROUPS[::3] if quick else EXPERT_GROUPS:
                 found.append(Case("decode", Shape(rows, inner, width), "drawn", drawn_sizes(rows, groups)))
     return found
+
+
+def runnable() -> tuple[str, ...]:
+    """The implementations for this platform."""
+    return tuple(name for name in IMPLEMENTATIONS if name != "mosaic_tpu" or jax.default_backend() == "tpu")
 
 
 def peers() -> tuple[str, ...]:

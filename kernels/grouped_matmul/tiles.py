@@ -17,6 +17,8 @@ https://docs.jax.dev/en/latest/pallas/grid_blockspec.html."""
 ROWS = (128, 256, 512)
 WIDTHS = (256, 512, 1024, 2048)
 """Of depth and columns, besides the whole."""
+LARGEST = 2**22
+"""Elements of depth x columns: the compiler unrolls a tile's product, and takes a minute for larger ones."""
 FLOAT32_PASSES = 6
 """Passes of bfloat16 that a float32 product of the highest precision takes on the matrix unit."""
 
@@ -50,7 +52,11 @@ def choose_tiles(
         Tiles(row, deep.depth, column.columns).clipped(rows, depth, columns)
         for row, deep, column in itertools.product(ROWS, *wide)
     }
-    fitting = [tiles for tiles in candidates if vmem_bytes(tiles, bytes_each, outer=outer) <= vmem_limit()]
+    fitting = [
+        tiles
+        for tiles in candidates
+        if tiles.depth * tiles.columns <= LARGEST and vmem_bytes(tiles, bytes_each, outer=outer) <= vmem_limit()
+    ]
     smallest = Tiles(ROWS[0], WIDTHS[0], WIDTHS[0]).clipped(rows, depth, columns)
     return min(
         fitting or [smallest],
@@ -72,9 +78,7 @@ def vmem_bytes(tiles: Tiles, bytes_each: int, *, outer: bool = False) -> int:
     return 2 * bytes_each * (left + right + out) + copies * (left + right) + 2 * 4 * out
 
 
-def _seconds(
-    tiles: Tiles, rows: int, depth: int, columns: int, groups: int, bytes_each: int, *, outer: bool
-) -> float:
+def _seconds(tiles: Tiles, rows: int, depth: int, columns: int, groups: int, bytes_each: int, *, outer: bool) -> float:
     row_tiles, deep_tiles, column_tiles = (
         -(-whole // size) for whole, size in zip((rows, depth, columns), tiles, strict=True)
     )
@@ -87,9 +91,7 @@ def _seconds(
         moved = row_reads * tiles.rows * depth * column_tiles + matrices * depth * columns + rows * columns
     multiplied = visits * tiles.rows * deep_tiles * tiles.depth * column_tiles * tiles.columns
     chip, passes = _chip(), FLOAT32_PASSES if bytes_each == 4 else 1
-    busy = max(
-        2 * multiplied * passes / chip.bf16_ops_per_second, moved * bytes_each / chip.mem_bw_bytes_per_second
-    )
+    busy = max(2 * multiplied * passes / chip.bf16_ops_per_second, moved * bytes_each / chip.mem_bw_bytes_per_second)
     return busy + visits * deep_tiles * column_tiles * STEP_SECONDS
 
 
