@@ -7,6 +7,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from ..implementations import OTHER, run_implementation
+from ..quantized import INT8, Quantized, QuantizedRows
 from .blas import grouped_matmul_blas
 from .blocked import grouped_matmul_blocked
 from .mosaic_tpu import grouped_matmul_mosaic_tpu
@@ -25,8 +26,8 @@ DTYPES = (jnp.float32, jnp.bfloat16)
 
 
 def grouped_matmul(
-    x: Float[Array, "M D"],
-    w: Float[Array, "E D F"],
+    x: Float[Array, "M D"] | QuantizedRows,
+    w: Float[Array, "E D F"] | Quantized,
     group_sizes: Int[Array, " E"],
     *,
     implementation: str | None = None,
@@ -41,9 +42,13 @@ def grouped_matmul(
     Differentiable in x and w. Sums run in float32. M and E are static; `group_sizes` may change from call to call
     without compiling again. Inside `shard_map` it acts on the device's own rows and weights.
 
+    A packed w is unpacked a group's matrix at a time or finer ("xla": the whole of it), and has no gradient: that is
+    zero. With packed x too, the products are of integers, summed in int32; then neither has one.
+
     Args:
-        x: rows [M, D], float32 or bfloat16.
-        w: one matrix per group [E, D, F], in the dtype of x.
+        x: rows [M, D], float32 or bfloat16; or int8 rows made by `quantize_rows`, where w is int8 with one scale per
+            column and no zero points.
+        w: one matrix per group [E, D, F], in the dtype of x; or packed, standing for that dtype.
         group_sizes: rows of each group [E], integers, not negative, together at most M.
         implementation: "blas" (OpenBLAS, float32, CPU; the default there; it hands up to 128 rows on to "blocked"),
             "blocked" (plain JAX, cost independent of E; the default on CPU for bfloat16, and where OpenBLAS cannot be
@@ -51,7 +56,7 @@ def grouped_matmul(
             run on one), "reference" (E times the work, to check others against); None: the platform's.
 
     Returns:
-        y [M, F] in the dtype of x. Where `group_sizes` is traced, so that its values cannot be checked, and breaks its
+        y [M, F] in the dtype of x, float32 for packed rows. Where `group_sizes` is traced, so that its values cannot be checked, and breaks its
         bounds, y[0, 0] is NaN: a training step then ends in a loss that is not finite instead of going on silently.
 
     Raises:
@@ -59,16 +64,25 @@ def grouped_matmul(
         NotImplementedError: the implementation does not take these arguments.
     """
     _check(x, w, group_sizes)
-    if not (x.size and w.size):
-        return jnp.zeros((x.shape[0], w.shape[2]), x.dtype)
+    rows = x.codes if isinstance(x, QuantizedRows) else x
+    if not (rows.size and w.size):
+        return jnp.zeros((rows.shape[0], w.shape[2]), jnp.float32 if isinstance(x, QuantizedRows) else x.dtype)
     x, w, group_sizes = _vary_alike(x, w, group_sizes.astype(jnp.int32))
+    x, w = (jax.lax.stop_gradient(a) if isinstance(a, Quantized | QuantizedRows) else a for a in (x, w))
     y = run_implementation(implementation, IMPLEMENTATIONS, PREFERRED, x, w, group_sizes)
     if isinstance(group_sizes, Tracer):
-        return _poison(y, jnp.any(group_sizes < 0) | (jnp.sum(group_sizes) > x.shape[0]))
+        return _poison(y, jnp.any(group_sizes < 0) | (jnp.sum(group_sizes) > y.shape[0]))
     return y
 
 
-def _check(x: jax.Array, w: jax.Array, group_sizes: jax.Array) -> None:
+def _check(x: jax.Array | QuantizedRows, w: jax.Array | Quantized, group_sizes: jax.Array) -> None:
+    if isinstance(x, QuantizedRows):
+        _check_integers(x, w)
+        x = x.codes
+    elif x.dtype not in DTYPES:
+        raise ValueError(f"x has dtype {x.dtype}; allowed are {' and '.join(dtype.__name__ for dtype in DTYPES)}")
+    elif w.dtype != x.dtype:
+        raise ValueError(f"w has dtype {w.dtype} and x {x.dtype}; they must be of one dtype")
     for name, array, letters in (("x", x, "[M, D]"), ("w", w, "[E, D, F]"), ("group_sizes", group_sizes, "[E]")):
         if array.ndim != letters.count(",") + 1:
             raise ValueError(f"{name} has shape {array.shape}; it must be {letters}")
@@ -80,10 +94,6 @@ def _check(x: jax.Array, w: jax.Array, group_sizes: jax.Array) -> None:
         )
     if not jnp.issubdtype(group_sizes.dtype, jnp.integer):
         raise ValueError(f"group_sizes has dtype {group_sizes.dtype}; it must be of integers")
-    if x.dtype not in DTYPES:
-        raise ValueError(f"x has dtype {x.dtype}; allowed are {' and '.join(dtype.__name__ for dtype in DTYPES)}")
-    if w.dtype != x.dtype:
-        raise ValueError(f"w has dtype {w.dtype} and x {x.dtype}; they must be of one dtype")
     if not isinstance(group_sizes, Tracer):
         sizes = np.asarray(group_sizes)
         if (sizes < 0).any():
@@ -95,14 +105,32 @@ def _check(x: jax.Array, w: jax.Array, group_sizes: jax.Array) -> None:
             )
 
 
-def _vary_alike(*arrays: jax.Array) -> list[jax.Array]:
+def _check_integers(x: QuantizedRows, w: jax.Array | Quantized) -> None:
+    if not isinstance(w, Quantized):
+        raise ValueError(f"x is packed rows and w an array of {w.dtype}; with packed rows w must be packed int8")
+    if w.format != INT8 or w.zero_points is not None or w.scales.shape[1:2] != (1,):
+        points = "" if w.zero_points is None else " with zero points"
+        raise ValueError(
+            f"x is packed rows and w {w.format.name} in groups of {w.group_size}{points}; with packed rows w must be "
+            "int8, with one group, all of D, and no zero points"
+        )
+    if x.codes.dtype != jnp.int8 or x.scales.shape != (*x.codes.shape[:1], 1):
+        raise ValueError(
+            f"x has codes {x.codes.dtype}{list(x.codes.shape)} and scales {list(x.scales.shape)}; they must be "
+            "int8[M, D] and [M, 1]"
+        )
+
+
+def _vary_alike(*arguments):
     """Under shard_map, let all arrays vary over the mesh axes that any of them varies over.
 
     So the gradient of weights that all devices share is summed over the devices, by the transpose of this.
     """
+    arrays, structure = jax.tree.flatten(arguments)
     axes = [jax.typeof(array).manual_axis_type.varying for array in arrays]
     missing = [tuple(frozenset().union(*axes) - own) for own in axes]
-    return [jax.lax.pcast(a, new, to="varying") if new else a for a, new in zip(arrays, missing, strict=True)]
+    varying = [jax.lax.pcast(a, new, to="varying") if new else a for a, new in zip(arrays, missing, strict=True)]
+    return jax.tree.unflatten(structure, varying)
 
 
 @jax.custom_vjp

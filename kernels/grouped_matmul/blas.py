@@ -27,6 +27,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ..cpu_ffi import register
+from ..quantized import Quantized, QuantizedRows
 from .blocked import FEW_ROWS, grouped_matmul_blocked
 
 ROWS = 256
@@ -68,9 +69,11 @@ def _call(which: str, shape: tuple[int, ...], *arguments: jax.Array) -> jax.Arra
 
 
 def grouped_matmul_blas(
-    x: Float[Array, "M D"], w: Float[Array, "E D F"], group_sizes: Int[Array, " E"]
+    x: Float[Array, "M D"] | QuantizedRows, w: Float[Array, "E D F"] | Quantized, group_sizes: Int[Array, " E"]
 ) -> Float[Array, "M F"]:
     """See `grouped_matmul`. Under vmap, one after the other. Few rows go the way that `blocked` has for them."""
+    if isinstance(w, Quantized) or isinstance(x, QuantizedRows):
+        raise NotImplementedError("x or w is packed; allowed are arrays of float32")
     if x.dtype != jnp.float32:
         raise NotImplementedError(f"x has dtype {x.dtype}; allowed is float32")
     with _first_use:

@@ -5,6 +5,9 @@ it. One loop runs all full blocks and one the tails of each size, all of dynamic
 inside one loop is several times slower. A tail's block may reach past its group's end; it writes only the group's own
 rows. Everything is written in place. A few rows (decoding) take another way, `_few_rows_times_matrices`.
 
+A packed w is unpacked inside the loops, a group's matrix at a time, or in decoding a few rows of each; what is known of
+how w is stored is in `storage.py`.
+
 Letters: M rows, D inner width, F output width, E groups, S block sizes. What was measured: experiments/LOG.md.
 """
 
@@ -15,16 +18,24 @@ import jax.numpy as jnp
 from jax.custom_batching import sequential_vmap
 from jaxtyping import Array, Float, Int
 
+from ..quantized import Quantized, QuantizedRows
+from .storage import multiply_block, multiply_step, step_size, take, take_matrix
+
 FEW_ROWS = 128
 """Up to so many rows, a row reads its matrix alone; with more, a block of rows shares it."""
 
 
 @jax.custom_vjp
 def grouped_matmul_blocked(
-    x: Float[Array, "M D"], w: Float[Array, "E D F"], group_sizes: Int[Array, " E"]
+    x: Float[Array, "M D"] | QuantizedRows, w: Float[Array, "E D F"] | Quantized, group_sizes: Int[Array, " E"]
 ) -> Float[Array, "M F"]:
     """See `grouped_matmul`. Under vmap, one after the other: batched loops of different lengths would be far slower."""
-    return _few_rows_times_matrices(x, w, group_sizes) if x.shape[0] <= FEW_ROWS else _forward(x, w, group_sizes)
+    few = _row_count(x) <= FEW_ROWS
+    return _few_rows_times_matrices(x, w, group_sizes) if few else _forward(x, w, group_sizes)
+
+
+def _row_count(x: jax.Array | QuantizedRows) -> int:
+    return jax.tree.leaves(x)[0].shape[0]
 
 
 def _differentiated(x, w, group_sizes):
@@ -33,7 +44,8 @@ def _differentiated(x, w, group_sizes):
 
 def _gradient(residuals, dy):
     x, w, group_sizes = residuals
-    return _gradient_of_rows(dy, w, group_sizes), _gradient_of_matrices(x, dy, group_sizes), None
+    dw = None if isinstance(w, Quantized) else _gradient_of_matrices(x, dy, group_sizes)
+    return _gradient_of_rows(dy, w, group_sizes), dw, None
 
 
 grouped_matmul_blocked.defvjp(_differentiated, _gradient)
@@ -91,32 +103,32 @@ def _plan(group_sizes: Int[Array, " E"], rows: int, sizes: tuple[int, ...]) -> P
 
 def _rows_times_matrices(x, w, group_sizes, *, contract: int):
     """Multiply each group's rows with its matrix over the matrix' axis `contract`: 0 for the product, 1 for dx."""
-    rows, width = x.shape[0], w.shape[2 - contract]
+    rows, width = _row_count(x), w.shape[2 - contract]
+    dtype = jnp.float32 if isinstance(x, QuantizedRows) else x.dtype
     sizes = block_sizes(rows, w.shape[0], w.shape[1] * w.shape[2])
     plan = _plan(group_sizes, rows, sizes)
 
     def product(start, size, matrix):
-        block = _slice_rows(x, start, size)
-        y = jax.lax.dot_general(block, matrix, (((1,), (contract,)), ((), ())), preferred_element_type=jnp.float32)
-        return y.astype(x.dtype)
+        block = jax.tree.map(lambda leaf: _slice_rows(leaf, start, size), x)
+        return multiply_block(block, matrix, contract)
 
     def full_blocks(i, y):
-        group = _at(plan.with_full, i)
-        matrix = _at(w, group)  # copied once for all its blocks
-        start = _at(plan.start, group)
+        group = take(plan.with_full, i)
+        matrix = take_matrix(w, group, x)  # copied or unpacked once for all its blocks
+        start = take(plan.start, group)
 
         def full_block(j, y):
             return _write(y, product(start + j * sizes[0], sizes[0], matrix), start + j * sizes[0])
 
-        return jax.lax.fori_loop(0, (_at(plan.tail, group) - start) // sizes[0], full_block, y)
+        return jax.lax.fori_loop(0, (take(plan.tail, group) - start) // sizes[0], full_block, y)
 
-    y = jax.lax.fori_loop(0, plan.with_full_count, full_blocks, _zeros((rows, width), x.dtype, group_sizes))
+    y = jax.lax.fori_loop(0, plan.with_full_count, full_blocks, _zeros((rows, width), dtype, group_sizes))
     for size, first, last in _tails(plan, sizes):
 
         def tail(i, y, size=size):
-            group = _at(plan.by_tail, i)
+            group = take(plan.by_tail, i)
             start, own = _own_rows(plan, group, size, rows)
-            mixed = jnp.where(own, product(start, size, _at(w, group)), _slice_rows(y, start, size))
+            mixed = jnp.where(own, product(start, size, take_matrix(w, group, x)), _slice_rows(y, start, size))
             return _write(y, mixed, start)
 
         y = jax.lax.fori_loop(first, last, tail, y)
@@ -148,7 +160,7 @@ def _gradient_of_matrices(x, dy, group_sizes):
     for size, first, last in _tails(plan, sizes):
 
         def tail(i, dw, size=size):
-            group = _at(plan.by_tail, i)
+            group = take(plan.by_tail, i)
             start, own = _own_rows(plan, group, size, rows)
             # Both, for the rows of nobody may hold NaN, and 0 * NaN is NaN.
             a, b = (jnp.where(own, _slice_rows(v, start, size), jnp.zeros((), v.dtype)) for v in (x, dy))
@@ -157,15 +169,15 @@ def _gradient_of_matrices(x, dy, group_sizes):
         dw = jax.lax.fori_loop(first, last, tail, dw)
 
     def full_blocks(i, dw):
-        group = _at(plan.with_full, i)
-        start = _at(plan.start, group)
+        group = take(plan.with_full, i)
+        start = take(plan.start, group)
 
         def full_block(j, dw):
             # Added in place: a sum carried beside dw would be read and written once more.
             block = product(*(_slice_rows(v, start + j * sizes[0], sizes[0]) for v in (x, dy)))
-            return _write(dw, (_at(dw, group) + block)[None], group)
+            return _write(dw, (take(dw, group) + block)[None], group)
 
-        return jax.lax.fori_loop(0, (_at(plan.tail, group) - start) // sizes[0], full_block, dw)
+        return jax.lax.fori_loop(0, (take(plan.tail, group) - start) // sizes[0], full_block, dw)
 
     return jax.lax.fori_loop(0, plan.with_full_count, full_blocks, dw).astype(x.dtype)
 
@@ -173,23 +185,24 @@ def _gradient_of_matrices(x, dy, group_sizes):
 @sequential_vmap
 def _few_rows_times_matrices(x, w, group_sizes):
     """Add up column of x times row of the group's matrix, without blocks: the gather fuses with the multiply-add."""
-    (rows, inner), (groups, _, width) = x.shape, w.shape
-    row = jnp.arange(rows, dtype=jnp.int32)
+    row = jnp.arange(_row_count(x), dtype=jnp.int32)
     before = row[:, None] >= jnp.cumsum(group_sizes)[None, :]
     group = jnp.sum(before, axis=1, dtype=jnp.int32)
-    first = jnp.minimum(group, groups - 1) * inner
-    flat = w.reshape(groups * inner, width)
-    step = next(size for size in (8, 4, 2, 1) if inner % size == 0)
+    owned, group = (group < w.shape[0])[:, None], jnp.minimum(group, w.shape[0] - 1)
+    if isinstance(x, QuantizedRows):
+        sums = _sum_over_steps(x.codes, w.codes, group, jnp.int32).astype(jnp.float32)
+        return jnp.where(owned, sums * x.scales * w.scales[group, 0], 0.0)
+    return jnp.where(owned, _sum_over_steps(x, w, group, jnp.float32), 0.0).astype(x.dtype)
+
+
+def _sum_over_steps(x, w, group, dtype):
+    (rows, inner), width, step = x.shape, w.shape[2], step_size(w)
 
     def add_step(i, y):
         columns = jax.lax.dynamic_slice(x, (0, i * step), (rows, step), allow_negative_indices=False)
-        for k in range(step):
-            matrix_row = flat.at[first + (i * step + k)].get(mode="promise_in_bounds")
-            y += columns[:, k : k + 1].astype(jnp.float32) * matrix_row.astype(jnp.float32)
-        return y
+        return y + multiply_step(columns.astype(dtype), w, group, i)
 
-    y = jax.lax.fori_loop(0, inner // step, add_step, _zeros((rows, width), jnp.float32, group_sizes))
-    return jnp.where((group < groups)[:, None], y, 0.0).astype(x.dtype)
+    return jax.lax.fori_loop(0, inner // step, add_step, _zeros((rows, width), dtype, group))
 
 
 def _tails(plan: Plan, sizes: tuple[int, ...]):
@@ -199,15 +212,10 @@ def _tails(plan: Plan, sizes: tuple[int, ...]):
 
 def _own_rows(plan: Plan, group, size: int, rows: int):
     """The start of the block that holds a group's tail, and which of its rows are the group's, [size, 1]."""
-    tail = _at(plan.tail, group)
+    tail = take(plan.tail, group)
     start = jnp.minimum(tail, rows - size)
     row = start + jnp.arange(size, dtype=jnp.int32)
-    return start, ((tail <= row) & (row < _at(plan.end, group)))[:, None]
-
-
-def _at(array, index):
-    # Indices are in bounds; the usual care about negative ones would be another compiled kernel each.
-    return jax.lax.dynamic_index_in_dim(array, index, keepdims=False, allow_negative_indices=False)
+    return start, ((tail <= row) & (row < take(plan.end, group)))[:, None]
 
 
 def _slice_rows(array, start, size: int):

@@ -70,6 +70,15 @@ class Format:
         number = _select(self.table, code)
         return jnp.where(code < len(self.table), number, -number)
 
+    def scales(self, stored: Shaped[Array, "..."]) -> Float[Array, "..."]:
+        """The scales in float32, from what is stored of them."""
+        if not self.power_of_two:
+            return stored
+        # Made of float32's bits: a power function need not be exact.
+        wide = stored.astype(jnp.int32)
+        bits = jnp.where(wide == 0, 1 << 22, wide << 23)
+        return jax.lax.bitcast_convert_type(jnp.where(wide == 255, 0x7FC00000, bits), jnp.float32)
+
     def codes(self, numbers: Float[Array, "..."]) -> Shaped[Array, "..."]:
         """The codes nearest to numbers that are divided by their scale: in uint8 not yet packed, or in `dtype`."""
         if self.is_integer:
@@ -120,13 +129,6 @@ def exponents_of(scales: Float[Array, "..."]) -> UInt8[Array, "..."]:
     mantissa, exponent = jnp.frexp(scales)  # in [1/2, 1): a power of two is one half
     exponent = jnp.clip(exponent - (mantissa == 0.5).astype(exponent.dtype), -127, 127) + 127
     return jnp.where(jnp.isnan(scales), 255, exponent).astype(jnp.uint8)
-
-
-def powers_of_two(exponents: UInt8[Array, "..."]) -> Float[Array, "..."]:
-    """The numbers that E8M0 stands for, made of float32's bits: a power function need not be exact."""
-    wide = exponents.astype(jnp.int32)
-    bits = jnp.where(wide == 0, 1 << 22, wide << 23)
-    return jax.lax.bitcast_convert_type(jnp.where(wide == 255, 0x7FC00000, bits), jnp.float32)
 
 
 def _integer(bits: int) -> Format:

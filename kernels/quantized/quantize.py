@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int8
 
-from .formats import INT8, SMALLEST_SCALE, Format, exponents_of, powers_of_two
+from .formats import INT8, SMALLEST_SCALE, Format, exponents_of
 from .packed import DTYPES, Quantized, checked_dtype
 
 
@@ -46,12 +46,8 @@ def quantize(
         points = jnp.clip(jnp.round(_zero_for_nan(least - low / scales)), least, greatest)
     else:
         scales = _usable(jnp.max(jnp.abs(grouped), axis=-2) / format.largest)
-    if format.power_of_two:
-        stored = exponents_of(scales)
-        scales = powers_of_two(stored)
-    else:
-        stored = scales
-    numbers = grouped / scales[..., None, :]
+    stored = exponents_of(scales) if format.power_of_two else scales
+    numbers = grouped / format.scales(stored)[..., None, :]
     if points is not None:
         numbers += points[..., None, :]
         points = points.astype(jnp.int8)
@@ -82,12 +78,8 @@ def dequantize(array: Quantized, dtype: jax.typing.DTypeLike | None = None) -> F
     numbers = format.numbers(stored, slots)
     if array.zero_points is not None:
         numbers -= array.zero_points[..., None, None, :].astype(jnp.float32)
-    return (numbers * scales_of(array)[..., None, None, :]).reshape(array.shape).astype(dtype)
-
-
-def scales_of(array: Quantized) -> Float[Array, "*lead groups F"]:
-    """The scales as numbers, in float32."""
-    return powers_of_two(array.scales) if array.format.power_of_two else array.scales
+    scales = format.scales(array.scales)[..., None, None, :]
+    return (numbers * scales).reshape(array.shape).astype(dtype)
 
 
 class QuantizedRows(NamedTuple):
