@@ -4,10 +4,9 @@ A roofline is an estimate for choosing, not a measurement. Letters: M rows, D in
 """
 
 import itertools
+from dataclasses import dataclass
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 
 LANES = 128
@@ -15,10 +14,12 @@ STEP_SECONDS = 0.35e-6
 """What a grid step costs besides moving and multiplying; JAX' own guide to Pallas pipelines says so,
 https://docs.jax.dev/en/latest/pallas/grid_blockspec.html."""
 ROWS = (128, 256, 512)
-WIDTHS = (256, 512, 1024, 2048)
+WIDTHS = (128, 256, 512, 1024, 2048)
 """Of depth and columns, besides the whole."""
 LARGEST = 2**22
 """Elements of depth x columns: the compiler unrolls a tile's product, and takes a minute for larger ones."""
+LARGEST_PACKED = 2**20
+"""The same where the tile is unpacked as well."""
 FLOAT32_PASSES = 6
 """Passes of bfloat16 that a float32 product of the highest precision takes on the matrix unit."""
 
@@ -35,72 +36,94 @@ class Tiles(NamedTuple):
         return Tiles(min(self.rows, rows), min(self.depth, depth), min(self.columns, columns))
 
 
-def choose_tiles(
-    rows: int, depth: int, columns: int, groups: int, dtype: jax.typing.DTypeLike, *, outer: bool = False
-) -> Tiles:
-    """The tiles of a pass over `rows`, `depth` and `columns`.
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """What a kernel does: [rows, depth] times a [depth, columns] of each of the groups, or, for dw, their sums."""
 
-    Args:
-        outer: the pass is dw: it sums over rows and writes one [depth, columns] for each group.
-    """
-    bytes_each = jnp.dtype(dtype).itemsize
-    wide = [
-        {Tiles(size, size, size) for size in WIDTHS if size < whole} | {Tiles(whole, whole, whole)}
-        for whole in (depth, columns)
+    rows: int
+    depth: int
+    columns: int
+    groups: int
+    bits: int
+    """Of an element of x."""
+    matrix_bits: int
+    """Of an element of w as it is stored."""
+    outer: bool = False
+    """The pass is dw: it sums over rows and writes a [depth, columns] for each group."""
+    depth_unit: int = 1
+    column_unit: int = 1
+    """A tile's depth and columns are multiples of these, or whole: packed matrices cannot be cut anywhere."""
+    deepest: int | None = None
+    """The largest depth of a tile; None: any."""
+
+    @property
+    def packed(self) -> bool:
+        return self.matrix_bits < self.bits
+
+
+def choose_tiles(work: Pass) -> Tiles:
+    """The tiles of a pass."""
+    depths = [
+        size for size in WIDTHS if size < work.depth and size % work.depth_unit == 0 and size <= (work.deepest or size)
     ]
-    candidates = {
-        Tiles(row, deep.depth, column.columns).clipped(rows, depth, columns)
-        for row, deep, column in itertools.product(ROWS, *wide)
-    }
+    if not work.deepest or work.depth <= work.deepest or not depths:
+        depths.append(work.depth)
+    columns = [size for size in WIDTHS if size < work.columns and size % work.column_unit == 0] + [work.columns]
+    candidates = [
+        Tiles(*sizes).clipped(work.rows, work.depth, work.columns) for sizes in itertools.product(ROWS, depths, columns)
+    ]
+    largest = LARGEST_PACKED if work.packed else LARGEST
     fitting = [
         tiles
         for tiles in candidates
-        if tiles.depth * tiles.columns <= LARGEST and vmem_bytes(tiles, bytes_each, outer=outer) <= vmem_limit()
+        if tiles.depth * tiles.columns <= largest and vmem_bytes(work, tiles) <= vmem_limit()
     ]
-    smallest = Tiles(ROWS[0], WIDTHS[0], WIDTHS[0]).clipped(rows, depth, columns)
-    return min(
-        fitting or [smallest],
-        key=lambda tiles: (_seconds(tiles, rows, depth, columns, groups, bytes_each, outer=outer), tiles),
-    )
+    # Where nothing fits, a packed matrix must be taken whole and the compiler has the last word.
+    return min(fitting, key=lambda tiles: (_seconds(work, tiles), tiles)) if fitting else min(candidates)
 
 
 def vmem_limit() -> int:
-    """Bytes that one kernel may use: half of the chip's VMEM; the rest is the compiler's, to prefetch what comes next."""
-    return _chip().vmem_capacity_bytes // 2
+    """Bytes that one kernel may use: half of the chip's VMEM; the rest is the compiler's, to prefetch what is next."""
+    return chip().vmem_capacity_bytes // 2
 
 
-def vmem_bytes(tiles: Tiles, bytes_each: int, *, outer: bool = False) -> int:
+def vmem_bytes(work: Pass, tiles: Tiles) -> int:
     """What a pass holds in VMEM: blocks twice, for the next is moved in while one is used, sums and intermediates."""
-    row, deep, column = (_padded(size) for size in tiles)
-    left, right, out = (row * deep, row * column, deep * column) if outer else (row * deep, deep * column, row * column)
-    # The factors of a float32 product are split into three of bfloat16; those of dw are selected from.
-    copies = (3 * 2 if bytes_each == 4 else 0) + (bytes_each if outer else 0)
-    return 2 * bytes_each * (left + right + out) + copies * (left + right) + 2 * 4 * out
+    row, deep, column = (-(-size // LANES) * LANES for size in tiles)
+    x, other, matrix = row * deep, row * column, deep * column
+    factors, out = (x + other, matrix) if work.outer else (x + matrix, other)
+    bits = 2 * (work.bits * (x + other) + work.matrix_bits * matrix) + 2 * 32 * out
+    if work.bits == 32:
+        bits += 3 * 16 * factors  # the factors of a float32 product are split into three of bfloat16
+    if work.outer:
+        bits += work.bits * factors  # and those of dw selected from
+    if work.packed:
+        bits += (32 + work.bits) * matrix  # numbers, and what is multiplied
+    return bits // 8
 
 
-def _seconds(tiles: Tiles, rows: int, depth: int, columns: int, groups: int, bytes_each: int, *, outer: bool) -> float:
-    row_tiles, deep_tiles, column_tiles = (
-        -(-whole // size) for whole, size in zip((rows, depth, columns), tiles, strict=True)
-    )
-    visits = row_tiles + min(groups, rows) - 1
-    if outer:
-        moved = rows * (depth * column_tiles + columns * deep_tiles) + groups * depth * columns
+def _seconds(work: Pass, tiles: Tiles) -> float:
+    wholes = (work.rows, work.depth, work.columns)
+    row_tiles, deep_tiles, column_tiles = (-(-whole // size) for whole, size in zip(wholes, tiles, strict=True))
+    groups = min(work.groups, work.rows)
+    visits = row_tiles + groups - 1
+    if work.outer:
+        rows_read, others_read, matrices = row_tiles * column_tiles, row_tiles * deep_tiles, work.groups
+    elif deep_tiles == 1:
+        # A group's matrix stays for all its visits, and rows for all their groups.
+        rows_read, others_read, matrices = row_tiles * column_tiles, row_tiles, groups
     else:
-        # With the whole depth in a tile, a group's matrix stays for all its visits, and so do rows for all groups.
-        matrices, row_reads = (min(groups, rows), row_tiles) if deep_tiles == 1 else (visits, visits)
-        moved = row_reads * tiles.rows * depth * column_tiles + matrices * depth * columns + rows * columns
+        rows_read, others_read, matrices = visits * column_tiles, row_tiles, visits
+    moved = tiles.rows * (rows_read * work.depth + others_read * work.columns) * work.bits
+    moved += matrices * work.depth * work.columns * work.matrix_bits
     multiplied = visits * tiles.rows * deep_tiles * tiles.depth * column_tiles * tiles.columns
-    chip, passes = _chip(), FLOAT32_PASSES if bytes_each == 4 else 1
-    busy = max(2 * multiplied * passes / chip.bf16_ops_per_second, moved * bytes_each / chip.mem_bw_bytes_per_second)
+    passes = FLOAT32_PASSES if work.bits == 32 else 1
+    busy = max(2 * multiplied * passes / chip().bf16_ops_per_second, moved / 8 / chip().mem_bw_bytes_per_second)
     return busy + visits * deep_tiles * column_tiles * STEP_SECONDS
 
 
-def _chip() -> pltpu.TpuInfo:
-    """The chip that this is traced for; where it is none, in an interpreter, the smallest of the current ones."""
+def chip() -> pltpu.TpuInfo:
+    """The chip that this is traced for; where it is none, in an interpreter, one with little memory."""
     if pltpu.is_tpu_device():
         return pltpu.get_tpu_info()
     return pltpu.get_tpu_info_for_chip(pltpu.ChipVersion.TPU_V5P, 1)
-
-
-def _padded(size: int) -> int:
-    return -(-size // LANES) * LANES
