@@ -151,5 +151,6 @@ def _words(x: jax.Array) -> jax.Array:
 
 
 def _is_variable(leaf: Any) -> bool:
-    # Optax masks parts of its state: a variable may hold an empty node instead of an array, and is then no leaf.
-    return isinstance(leaf, nnx.Variable) and hasattr(leaf.get_value(), "shape")
+    # Optax masks parts of its state: a variable may hold an empty node instead of an array, and is then no leaf. Nor is
+    # one that holds several arrays, a packed weight.
+    return isinstance(leaf, nnx.Variable) and jax.tree_util.all_leaves([leaf.get_value()])

@@ -56,8 +56,9 @@ def grouped_matmul(
             run on one), "reference" (E times the work, to check others against); None: the platform's.
 
     Returns:
-        y [M, F] in the dtype of x, float32 for packed rows. Where `group_sizes` is traced, so that its values cannot be checked, and breaks its
-        bounds, y[0, 0] is NaN: a training step then ends in a loss that is not finite instead of going on silently.
+        y [M, F] in the dtype of x; of packed rows in float32. Where `group_sizes` is traced, so that its values cannot
+        be checked, and breaks its bounds, y[0, 0] is NaN: a training step then ends in a loss that is not finite
+        instead of going on silently.
 
     Raises:
         ValueError: shapes or dtypes do not fit, `group_sizes` breaks its bounds, or no implementation has that name.

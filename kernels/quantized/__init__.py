@@ -1,4 +1,4 @@
-"""Packed arrays of few bits for weights: formats, the array type, quantizing and dequantizing, named arrays for files."""
+"""Packed arrays of few bits: formats, the array type, quantizing and dequantizing, named arrays for files."""
 
 from .formats import FORMATS, FP8_E4M3, INT2, INT4, INT8, MXFP4, NF4, Format
 from .named import from_arrays, to_arrays

@@ -1,7 +1,8 @@
 """Packed arrays as named plain arrays and back: what files such as safetensors hold.
 
-A packed array `w` becomes `w.codes`, `w.scales` and, where it has them, `w.zero_points`. What is not an array goes into
-a description of strings, the `metadata` of a safetensors file.
+A packed array `w` becomes `w.codes`, `w.scales` and, where it has them, `w.zero_points`; codes of fp8 as their bits in
+uint8, for safetensors writes 8-bit floats from JAX, but cannot read them back. What is not an array goes into a
+description of strings, the `metadata` of a safetensors file.
 """
 
 import re
@@ -10,7 +11,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from .formats import FORMATS
+from .formats import FORMATS, FP8_E4M3
 from .packed import Quantized
 
 PARTS = ("codes", "scales", "zero_points")
@@ -30,6 +31,8 @@ def to_arrays(weights: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str
         parts = {name: weight}
         if isinstance(weight, Quantized):
             parts = {f"{name}.{part}": getattr(weight, part) for part in PARTS}
+            if weight.format == FP8_E4M3:
+                parts[f"{name}.codes"] = weight.codes.view(jnp.uint8)
             descriptions[name] = f"{weight.format.name} group_size={weight.group_size} dtype={weight.dtype}"
         for part, array in parts.items():
             if array is None:
@@ -58,6 +61,8 @@ def from_arrays(arrays: Mapping[str, Any], descriptions: Mapping[str, str] | Non
                 f"with a format out of {', '.join(FORMATS)}"
             )
         format, group_size, dtype = FORMATS[read[1]], int(read[2]), jnp.dtype(read[3])
+        if format == FP8_E4M3 and codes.dtype == jnp.uint8:
+            codes = codes.view(format.dtype)
         weight = Quantized(
             codes=codes, scales=scales, zero_points=zero_points, format=format, group_size=group_size, dtype=dtype
         )

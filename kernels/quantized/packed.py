@@ -65,6 +65,18 @@ class Quantized:
         """The same codes, standing for an array of another dtype."""
         return replace(self, dtype=checked_dtype(dtype))
 
+    def __getitem__(self, index: Any) -> "Quantized":
+        """Entries of the leading axis, or with `...` all of it, as of a Flax variable's array.
+
+        Raises:
+            ValueError: there is no leading axis besides D and F, or the index is for several axes.
+        """
+        if index is Ellipsis:
+            return self
+        if self.ndim < 3 or index is None or isinstance(index, tuple):
+            raise ValueError(f"index is {index!r} of an array {list(self.shape)}; allowed is one of an axis before D")
+        return jax.tree.map(lambda leaf: leaf[index], self)
+
     def tree_flatten_with_keys(self):
         keyed = [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in ("codes", "scales", "zero_points")]
         return keyed, (self.format, self.group_size, self.dtype)
