@@ -1,7 +1,7 @@
 """A tile of a group's matrix for a TPU kernel, whether the matrix is plain or packed.
 
-What is packed enters VMEM packed, its codes and the scales of its groups, and is unpacked there: the bytes of a tile are
-reinterpreted as numbers of four or two bits along the rows, in the order in which `kernels.quantized` packs them.
+What is packed enters VMEM packed, its codes and the scales of its groups, and is unpacked there: the bytes of a tile
+are reinterpreted as numbers of four or two bits along the rows, in the order in which `kernels.quantized` packs them.
 Letters: E groups, D inner width, F output width.
 """
 
@@ -42,7 +42,7 @@ def inner_unit(w: jax.Array | Quantized) -> int:
         return unit
     if w.group_size % REGISTER_ROWS[4]:
         raise NotImplementedError(
-            f"w is packed in groups of {w.group_size} rows; mosaic_tpu takes multiples of {REGISTER_ROWS[4]}, or all of D"
+            f"w is packed in groups of {w.group_size} rows; mosaic_tpu takes multiples of {REGISTER_ROWS[4]} and all of D"
         )
     of_groups = [
         w.group_size * REGISTER_ROWS[leaf.dtype.itemsize] for leaf in (w.scales, w.zero_points) if leaf is not None

@@ -1,4 +1,4 @@
-"""A grouped matmul for TPU in Pallas: a product kernel (forward, and dx with the matrices read transposed) and one for dw.
+"""A grouped matmul for TPU in Pallas: one kernel for y and for dx, which reads the matrices transposed, one for dw.
 
 The grid walks a plan of visits (`visits.py`), so no step belongs to an empty group and a row tile that groups share is
 visited once by each: at most (row tiles + E - 1) x column tiles x depth tiles steps, whatever the group sizes, which

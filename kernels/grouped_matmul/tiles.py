@@ -98,7 +98,7 @@ def vmem_bytes(work: Pass, tiles: Tiles) -> int:
     if work.outer:
         bits += work.bits * factors  # and those of dw selected from
     if work.packed:
-        bits += (32 + work.bits) * matrix  # numbers, and what is multiplied
+        bits += work.bits * matrix  # what is multiplied
     return bits // 8
 
 
