@@ -1,5 +1,7 @@
 """The one public function. Letters: M rows, D inner width, F output width, E groups."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -69,7 +71,10 @@ def grouped_matmul(
     if not (rows.size and w.size):
         return jnp.zeros((rows.shape[0], w.shape[2]), jnp.float32 if isinstance(x, QuantizedRows) else x.dtype)
     x, w, group_sizes = _vary_alike(x, w, group_sizes.astype(jnp.int32))
-    x, w = (jax.lax.stop_gradient(a) if isinstance(a, Quantized | QuantizedRows) else a for a in (x, w))
+    if isinstance(x, QuantizedRows):
+        x = jax.lax.stop_gradient(x)
+    if isinstance(w, Quantized):
+        w = jax.lax.stop_gradient(w)
     y = run_implementation(implementation, IMPLEMENTATIONS, PREFERRED, x, w, group_sizes)
     if isinstance(group_sizes, Tracer):
         return _poison(y, jnp.any(group_sizes < 0) | (jnp.sum(group_sizes) > y.shape[0]))
@@ -122,7 +127,7 @@ def _check_integers(x: QuantizedRows, w: jax.Array | Quantized) -> None:
         )
 
 
-def _vary_alike(*arguments):
+def _vary_alike(*arguments: Any) -> Any:
     """Under shard_map, let all arrays vary over the mesh axes that any of them varies over.
 
     So the gradient of weights that all devices share is summed over the devices, by the transpose of this.

@@ -19,7 +19,7 @@ from jax.custom_batching import sequential_vmap
 from jaxtyping import Array, Float, Int
 
 from ..quantized import Quantized, QuantizedRows
-from .storage import multiply_block, multiply_step, step_size, take, take_matrix
+from .storage import multiply_block, multiply_step, sliceable, step_size, take, take_matrix
 
 FEW_ROWS = 128
 """Up to so many rows, a row reads its matrix alone; with more, a block of rows shares it."""
@@ -103,6 +103,7 @@ def _plan(group_sizes: Int[Array, " E"], rows: int, sizes: tuple[int, ...]) -> P
 
 def _rows_times_matrices(x, w, group_sizes, *, contract: int):
     """Multiply each group's rows with its matrix over the matrix' axis `contract`: 0 for the product, 1 for dx."""
+    w = sliceable(w)
     rows, width = _row_count(x), w.shape[2 - contract]
     dtype = jnp.float32 if isinstance(x, QuantizedRows) else x.dtype
     sizes = block_sizes(rows, w.shape[0], w.shape[1] * w.shape[2])
@@ -192,7 +193,7 @@ def _few_rows_times_matrices(x, w, group_sizes):
     if isinstance(x, QuantizedRows):
         sums = _sum_over_steps(x.codes, w.codes, group, jnp.int32).astype(jnp.float32)
         return jnp.where(owned, sums * x.scales * w.scales[group, 0], 0.0)
-    return jnp.where(owned, _sum_over_steps(x, w, group, jnp.float32), 0.0).astype(x.dtype)
+    return jnp.where(owned, _sum_over_steps(x, sliceable(w), group, jnp.float32), 0.0).astype(x.dtype)
 
 
 def _sum_over_steps(x, w, group, dtype):

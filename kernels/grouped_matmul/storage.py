@@ -4,11 +4,22 @@ Letters: M rows, D inner width, F output width, E groups.
 """
 
 import math
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 
 from ..quantized import Quantized, QuantizedRows, dequantize
+
+
+def sliceable(w: jax.Array | Quantized) -> jax.Array | Quantized:
+    """The same, with 8-bit floats as their bits.
+
+    XLA on CPU would widen all of them to 16 bits before it takes a slice; so it only copies them.
+    """
+    if not isinstance(w, Quantized) or w.codes.dtype != jnp.float8_e4m3fn:
+        return w
+    return replace(w, codes=jax.lax.bitcast_convert_type(w.codes, jnp.uint8))
 
 
 def take(array, index):

@@ -14,6 +14,7 @@ from dynamoe.kernels import grouped_matmul
 from dynamoe.kernels.grouped_matmul.shapes import scaled_sizes
 from dynamoe.kernels.quantized import (
     FORMATS,
+    FP8_E4M3,
     INT2,
     INT4,
     INT8,
@@ -36,6 +37,8 @@ BOTH_WAYS = pytest.mark.parametrize("rows", [24, 150])
 GROUPS, INNER, WIDTH = 5, 64, 7
 SIZES = {24: scaled_sizes([4, 0, 1, 11, 2], 20), 150: scaled_sizes([4, 0, 1, 11, 2], 140)}
 """One group is empty, and some rows are nobody's."""
+pack = jax.jit(quantize, static_argnames=("format", "group_size", "zero_points"))
+unpack = jax.jit(dequantize)
 TOLERANCE = {jnp.float32: 2e-5, jnp.bfloat16: 2e-2}
 
 
@@ -52,7 +55,7 @@ def matrices(
     format: Format, zero_points: bool = False, dtype: jax.typing.DTypeLike = jnp.float32, group_size: int | None = 16
 ) -> Quantized:
     w = np.random.default_rng(1).standard_normal((GROUPS, INNER, WIDTH))
-    return quantize(jnp.asarray(w, dtype), format, group_size=format.block or group_size, zero_points=zero_points)
+    return pack(jnp.asarray(w, dtype), format, group_size=format.block or group_size, zero_points=zero_points)
 
 
 @functools.cache
@@ -66,7 +69,7 @@ def compiled(implementation: str | None):
 
 def in_loops(x: jax.Array, w: Quantized, sizes: np.ndarray, dy: jax.Array) -> tuple[np.ndarray, np.ndarray]:
     """y and dx, row by row in float64."""
-    x64, w64, dy64 = (np.asarray(array, np.float64) for array in (x, dequantize(w), dy))
+    x64, w64, dy64 = (np.asarray(array, np.float64) for array in (x, unpack(w), dy))
     y, dx = np.zeros_like(dy64), np.zeros_like(x64)
     for row, group in enumerate(np.repeat(np.arange(GROUPS), sizes)):
         y[row], dx[row] = x64[row] @ w64[group], w64[group] @ dy64[row]
@@ -82,8 +85,9 @@ def assert_close(found, expected, dtype: jax.typing.DTypeLike = jnp.float32) -> 
 
 
 @EVERY_KIND
-@BOTH_WAYS
-@EVERY_IMPLEMENTATION
+@pytest.mark.parametrize(
+    ("implementation", "rows"), [("blocked", 24), ("blocked", 150), ("xla", 150), ("reference", 24)]
+)
 def test_values_and_the_gradient_of_rows_are_those_of_what_the_codes_stand_for(
     implementation, rows, format, zero_points
 ):
@@ -93,24 +97,22 @@ def test_values_and_the_gradient_of_rows_are_those_of_what_the_codes_stand_for(
     assert_close(found, in_loops(x, w, SIZES[rows], dy))
 
 
-@pytest.mark.parametrize("format", [INT4, MXFP4], ids=lambda format: format.name)
-@BOTH_WAYS
-@EVERY_IMPLEMENTATION
-def test_bfloat16_is_right_to_its_own_precision(implementation, rows, format):
+@pytest.mark.parametrize(
+    ("implementation", "rows"), [("blocked", 24), ("blocked", 150), ("xla", 150), ("reference", 24)]
+)
+def test_bfloat16_is_right_to_its_own_precision(implementation, rows):
     x, dy = operands(rows, jnp.bfloat16)
-    w = matrices(format, dtype=jnp.bfloat16)
+    w = matrices(INT4, dtype=jnp.bfloat16)
     found = compiled(implementation)(x, w, jnp.asarray(SIZES[rows]), dy)
     assert_close(found, in_loops(x, w, SIZES[rows], dy), jnp.bfloat16)
 
 
-@BOTH_WAYS
-@pytest.mark.parametrize("group_size", [2, 6, 64])
-def test_groups_of_scales_of_any_size_are_right(rows, group_size):
-    x, dy = operands(rows)
-    inner = INNER // group_size * group_size
-    w = quantize(dequantize(matrices(INT8))[:, :inner], INT4, group_size=group_size, zero_points=True)
-    found = compiled("blocked")(x[:, :inner], w, jnp.asarray(SIZES[rows]), dy)
-    assert_close(found, in_loops(x[:, :inner], w, SIZES[rows], dy))
+@pytest.mark.parametrize("group_size", [2, 6, 60])
+def test_groups_of_scales_of_any_size_are_right(group_size):
+    x, dy = operands(24)
+    w = pack(unpack(matrices(INT8))[:, :60], INT4, group_size=group_size, zero_points=True)
+    found = compiled("blocked")(x[:, :60], w, jnp.asarray(SIZES[24]), dy)
+    assert_close(found, in_loops(x[:, :60], w, SIZES[24], dy))
 
 
 @given(cuts=st.lists(st.integers(0, 150), min_size=GROUPS, max_size=GROUPS), rows=st.sampled_from([24, 150]))
@@ -178,14 +180,15 @@ def test_a_packed_matrix_and_its_scales_have_no_gradient():
         np.testing.assert_array_equal(dscales, 0)
 
 
-@pytest.mark.parametrize("format", FORMATS.values(), ids=lambda format: format.name)
+@pytest.mark.parametrize("format", [INT4, FP8_E4M3, MXFP4], ids=lambda format: format.name)
 @BOTH_WAYS
 def test_blocked_never_holds_all_matrices_unpacked(rows, format):
     w = jax.eval_shape(lambda w: quantize(w, format), jax.ShapeDtypeStruct((64, 128, 64), jnp.float32))
     x, sizes = jax.ShapeDtypeStruct((rows, 128), jnp.float32), jax.ShapeDtypeStruct((64,), jnp.int32)
     run = jax.jit(functools.partial(grouped_matmul, implementation="blocked"))
     memory = run.lower(x, w, sizes).compile().memory_analysis()
-    assert memory.temp_size_in_bytes < 4 * w.size / 4
+    # Half of what float32 takes: 8-bit floats are copied once, as bytes.
+    assert memory is not None and memory.temp_size_in_bytes < 2 * w.size
 
 
 def in_layers() -> Quantized:
@@ -228,28 +231,24 @@ def multiply_on_each_device() -> None:
     """Each device has its own rows and group sizes; all share the packed weights."""
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
     own = PartitionSpec("data")
-    for rows in (24, 150):
-        x, dy = operands(rows)
-        sizes = jnp.asarray(np.concatenate([SIZES[rows], SIZES[rows]]))
-        for packed in (False, True):
-            w = matrices(INT8, group_size=None)
-            spread = jax.shard_map(
-                functools.partial(grouped_matmul, implementation="blocked"),
-                mesh=mesh,
-                in_specs=(own, PartitionSpec(), own),
-                out_specs=own,
-            )
-            if packed:
-                ints = quantize_rows(jnp.concatenate([x, x]))
-                half = integers_in_loops(quantize_rows(x), w, SIZES[rows])
-                np.testing.assert_allclose(jax.jit(spread)(ints, w, sizes), np.concatenate([half, half]), rtol=3e-7)
-                continue
-            found = jax.jit(
-                lambda x, w, dy: (lambda y, back: (y, *back(dy)))(*jax.vjp(lambda x: spread(x, w, sizes), x))
-            )
-            y, dx = in_loops(x, w, SIZES[rows], dy)
-            both = [jnp.concatenate([array, array]) for array in (x, dy)]
-            assert_close(found(both[0], w, both[1]), [np.concatenate([y, y]), np.concatenate([dx, dx])])
+    run = functools.partial(grouped_matmul, implementation="blocked")
+    spread = jax.shard_map(run, mesh=mesh, in_specs=(own, PartitionSpec(), own), out_specs=own)
+    w = matrices(INT8, group_size=None)
+    x, dy = operands(150)
+    sizes = jnp.asarray(np.concatenate([SIZES[150], SIZES[150]]))
+
+    def both_passes(x, dy):
+        y, back = jax.vjp(lambda x: spread(x, w, sizes), x)
+        return y, *back(dy)
+
+    found = jax.jit(both_passes)(*(jnp.concatenate([array, array]) for array in (x, dy)))
+    assert_close(found, [np.concatenate([half, half]) for half in in_loops(x, w, SIZES[150], dy)])
+
+    rows = quantize_rows(operands(24)[0])
+    sizes = jnp.asarray(np.concatenate([SIZES[24], SIZES[24]]))
+    y = jax.jit(spread)(jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), rows), w, sizes)
+    half = integers_in_loops(rows, w, SIZES[24])
+    np.testing.assert_allclose(y, np.concatenate([half, half]), rtol=3e-7)
 
 
 def test_under_shard_map_devices_share_packed_weights(run_with_devices):

@@ -152,6 +152,13 @@ def test_powers_of_two_are_those_of_e8m0(stored):
     np.testing.assert_array_equal(MXFP4.scales(jnp.uint8(stored)), expected)
 
 
+def test_every_code_of_8_bit_floats_is_the_number_that_others_read():
+    bits = np.arange(256).astype(np.uint8)
+    expected = bits.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    for stored in (jnp.asarray(bits), jnp.asarray(bits).view(jnp.float8_e4m3fn)):
+        np.testing.assert_array_equal(FP8_E4M3.numbers(stored, 0), expected)
+
+
 @given(
     kind=st.sampled_from(KINDS),
     seed=st.integers(0, 2**16),
