@@ -57,7 +57,7 @@ class Kernel(NamedTuple):
     flops: float | None
     """At every step of the grid: a bound, where the kernel skips some."""
     vmem_bytes: int | None
-    """What the compiler gave it of a core's VMEM."""
+    """What the compiler gave it of a core's VMEM; None: it does not say, or left the call out."""
 
 
 @dataclass(frozen=True, kw_only=True)

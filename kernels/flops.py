@@ -106,7 +106,7 @@ def _bodies(values: Any) -> Iterator[Jaxpr]:
 
 def _sum(parts: Iterator[float | None]) -> float | None:
     found = list(parts)
-    return None if None in found else sum(part for part in found if part is not None)
+    return None if None in found else sum((part for part in found if part is not None), 0.0)
 
 
 def _times(flops: float | None, count: int | None) -> float | None:
