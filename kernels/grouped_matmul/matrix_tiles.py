@@ -42,7 +42,8 @@ def inner_unit(w: jax.Array | Quantized) -> int:
         return unit
     if w.group_size % REGISTER_ROWS[4]:
         raise NotImplementedError(
-            f"w is packed in groups of {w.group_size} rows; mosaic_tpu takes multiples of {REGISTER_ROWS[4]} and all of D"
+            f"w is packed in groups of {w.group_size} rows; mosaic_tpu takes multiples of {REGISTER_ROWS[4]}, "
+            "or all of D"
         )
     of_groups = [
         w.group_size * REGISTER_ROWS[leaf.dtype.itemsize] for leaf in (w.scales, w.zero_points) if leaf is not None
