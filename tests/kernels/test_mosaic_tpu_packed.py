@@ -86,7 +86,7 @@ def test_small_groups_of_scales_are_refused():
     with (
         pltpu.force_tpu_interpret_mode(True),
         pytest.raises(
-            NotImplementedError, match="packed in groups of 4 rows; mosaic_tpu takes multiples of 8, and all of D"
+            NotImplementedError, match="packed in groups of 4 rows; mosaic_tpu takes multiples of 8, or all of D"
         ),
     ):
         grouped_matmul_mosaic_tpu(jnp.ones((ROWS, INNER)), w, jnp.asarray(SIZES))
