@@ -1,7 +1,8 @@
 """Compile any function for a chip that is not here, and say what the compiler knows about it.
 
 `report = compile_for("v5p", function, *shapes)` runs the real compiler of that chip: XLA:TPU and Mosaic, of the libtpu
-that JAX names. Nothing here is a measurement: no time on the chip is estimated. What may be believed, and what is
+that JAX names, or XLA:GPU, of JAX' plugin for CUDA. Set JAX_PLATFORMS=cpu, or JAX looks for the chips first.
+Nothing here is a measurement: no time on the chip is estimated. What may be believed, and what is
 therefore counted here instead: `flops.py` and `collectives.py`.
 """
 
@@ -19,29 +20,10 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from .chips import CHIPS, MEBI
 from .collectives import Collective, read_collectives
 from .flops import count_flops
 
-MEBI = 2**20
-
-
-class Chip(NamedTuple):
-    """What one device of a kind has; a tpu7x chip is two devices, a v5p chip one of two cores."""
-
-    topology: str
-    """The smallest that libtpu describes."""
-    vmem_bytes: int
-    """Of one core. Source: `jax.experimental.pallas.tpu.get_tpu_info`, JAX 0.10.2, and a test that it still says so."""
-    hbm_bytes: int
-    """Source: the same, 2025; it rounds what https://cloud.google.com/tpu/docs/system-architecture-tpu-vm lists."""
-
-
-CHIPS = {
-    "v5e": Chip("v5e:2x2", 128 * MEBI, 17_200_000_000),
-    "v5p": Chip("v5p:2x2x1", 64 * MEBI, 103_000_000_000),
-    "v6e": Chip("v6e:2x2", 128 * MEBI, 34_400_000_000),
-    "tpu7x": Chip("tpu7x:2x2x1", 64 * MEBI, 103_000_000_000),
-}
 _ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",  # there is no metadata server to ask
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -83,6 +65,11 @@ class Report:
         return self.argument_bytes + self.output_bytes - self.alias_bytes + self.temporary_bytes
 
     @property
+    def fits(self) -> bool:
+        """Whether a device has that much. A TPU's compiler refuses what does not fit; a GPU's does not."""
+        return self.memory_bytes <= CHIPS[self.chip.partition(":")[0]].hbm_bytes
+
+    @property
     def vmem_bytes(self) -> int | None:
         """Of the kernel that takes most."""
         return max((kernel.vmem_bytes for kernel in self.kernels if kernel.vmem_bytes is not None), default=None)
@@ -102,8 +89,10 @@ class Report:
             grid = "known at run time" if kernel.grid is None else " x ".join(map(str, kernel.grid))
             grid += "" if kernel.grid is None else f" = {math.prod(kernel.grid)} steps"
             flops = "FLOP not known" if kernel.flops is None else f"at most {kernel.flops:.4g} FLOP"
-            vmem = "VMEM not known" if kernel.vmem_bytes is None else f"{_bytes(kernel.vmem_bytes)} of VMEM"
-            rows.append((kernel.name, f"grid {grid}, {flops}, {vmem} of {_bytes(chip.vmem_bytes)}"))
+            if chip.vmem_bytes is not None:
+                vmem = "VMEM not known" if kernel.vmem_bytes is None else f"{_bytes(kernel.vmem_bytes)} of VMEM"
+                flops += f", {vmem} of {_bytes(chip.vmem_bytes)}"
+            rows.append((kernel.name, f"grid {grid}, {flops}"))
         for kind, size, axes, times in self.collectives:
             over = "axes not known" if axes is None else "over " + (", ".join(axes) or "one device")
             rows.append((kind, f"{_bytes(size)} {over}, {'times not known' if times is None else f'{times} times'}"))
@@ -114,7 +103,7 @@ def mesh_for(chip: str, axes: Mapping[str, int]) -> Mesh:
     """A mesh of devices that are not here, the first ones of the topology.
 
     Args:
-        chip: a key of `CHIPS`, or libtpu's own name of a larger topology, as "v5p:4x4x4".
+        chip: a key of `CHIPS`, or one with a topology, as "v5p:4x4x4" or "h100:1x4x8" (4 boxes of 8).
         axes: sizes of the mesh axes by name.
 
     Raises:
@@ -126,7 +115,7 @@ def mesh_for(chip: str, axes: Mapping[str, int]) -> Mesh:
     if wanted > len(devices):
         raise ValueError(
             f"axes are {dict(axes)}, {wanted} devices; {chip} has {len(devices)}: name a larger topology, as "
-            f"{chip.partition(':')[0]}:4x4{'' if chip.startswith(('v5e', 'v6e')) else 'x4'}"
+            f"{_example(chip.partition(':')[0])}"
         )
     return Mesh(
         np.array(devices[:wanted]).reshape(*axes.values()), tuple(axes), axis_types=(AxisType.Auto,) * len(axes)
@@ -144,7 +133,7 @@ def compile_for(chip: str, function: Callable[..., Any], *shapes: Any, mesh: Mes
 
     Raises:
         ValueError: the chip is not known.
-        ModuleNotFoundError: the compiler for it is not installed.
+        ModuleNotFoundError: its compiler is not installed.
         jax.errors.JaxRuntimeError: the compiler refuses, as where VMEM or HBM do not suffice; it says by how much.
     """
     mesh = mesh if mesh is not None else mesh_for(chip, {"device": 1})
@@ -174,15 +163,25 @@ def compile_for(chip: str, function: Callable[..., Any], *shapes: Any, mesh: Mes
 
 
 def _devices(chip: str) -> list[Any]:
-    kind = chip.partition(":")[0]
+    kind, _, topology = chip.partition(":")
     if kind not in CHIPS:
-        raise ValueError(f"chip is {chip!r}; allowed are {', '.join(CHIPS)}, each also with a topology, as v5p:4x4x4")
-    if importlib.util.find_spec("libtpu") is None:
-        raise ModuleNotFoundError(f"compiling for {chip} needs libtpu: pip install 'dynamoe[aot]'")
+        raise ValueError(
+            f"chip is {chip!r}; allowed are {', '.join(CHIPS)}, each also with a topology, as {_example('v5p')}"
+        )
+    gpu, topology = CHIPS[kind].gpu, topology or CHIPS[kind].topology
+    needed, named = ("libtpu", "libtpu") if gpu is None else ("jax_cuda13_plugin", "JAX' plugin for CUDA")
+    if importlib.util.find_spec(needed) is None:
+        raise ModuleNotFoundError(f"compiling for {chip} needs {named}: pip install 'dynamoe[aot]'")
+    if gpu is not None:
+        found = topologies.get_topology_desc(platform="cuda", topology_name=kind, target_config=gpu, topology=topology)
+        return list(found.devices)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)  # read when libtpu loads
-    topology = chip if ":" in chip else CHIPS[kind].topology
-    return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+    return list(topologies.get_topology_desc(platform="tpu", topology_name=f"{kind}:{topology}").devices)
+
+
+def _example(kind: str) -> str:
+    return f"{kind}:{CHIPS[kind].larger}"
 
 
 def _placed(shape: Any, mesh: Mesh) -> jax.ShapeDtypeStruct:

@@ -1,5 +1,6 @@
 """`mosaic_tpu` compiles for every TPU of the table, forward and backward, plain and packed, and fits in its VMEM."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,11 +10,13 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dynamoe.kernels import grouped_matmul
-from dynamoe.kernels.aot import CHIPS, Report, compile_for, mesh_for
+from dynamoe.kernels.aot import Report, compile_for, mesh_for
+from dynamoe.kernels.chips import CHIPS
 from dynamoe.kernels.grouped_matmul.visits import visits_by_tile
 from dynamoe.kernels.quantized import FORMATS, INT4, INT8, Quantized, quantize, quantize_rows
 
-EVERY_CHIP = pytest.mark.parametrize("chip", CHIPS)
+EVERY_TPU = pytest.mark.parametrize("chip", [name for name, chip in CHIPS.items() if chip.gpu is None])
+EVERY_GPU = pytest.mark.parametrize("chip", [name for name, chip in CHIPS.items() if chip.gpu is not None])
 ROWS, GROUPS, INNER, WIDTH = 384, 8, 512, 768
 PASSES = ("grouped_matmul", "grouped_matmul_dx", "grouped_matmul_dw")
 PACKED = [(format, None, False) for format in FORMATS.values()] + [(INT4, 64, True), (INT8, 128, False)]
@@ -23,9 +26,9 @@ def shape(*sizes: int, dtype: jax.typing.DTypeLike = jnp.bfloat16) -> jax.ShapeD
     return jax.ShapeDtypeStruct(sizes, dtype)
 
 
-def forward_and_backward(x: Any, w: Any, dy: jax.Array, sizes: jax.Array) -> Any:
+def forward_and_backward(x: Any, w: Any, dy: jax.Array, sizes: jax.Array, implementation: str = "mosaic_tpu") -> Any:
     def product(x: Any, w: Any) -> jax.Array:
-        return grouped_matmul(x, w, sizes, implementation="mosaic_tpu")
+        return grouped_matmul(x, w, sizes, implementation=implementation)
 
     if isinstance(w, Quantized):
         y, back = jax.vjp(lambda x: product(x, w), x)
@@ -40,14 +43,14 @@ def compiled(chip: str, rows: int, groups: int, inner: int, width: int, dtype: j
 
 
 def assert_fits(report: Report, passes: tuple[str, ...]) -> None:
-    chip = CHIPS[report.chip]
+    vmem_bytes = CHIPS[report.chip].vmem_bytes or 0
     assert tuple(kernel.name for kernel in report.kernels) == passes
     for kernel in report.kernels:
-        assert kernel.vmem_bytes is not None and 0 < kernel.vmem_bytes <= chip.vmem_bytes // 2
-    assert report.memory_bytes < chip.hbm_bytes
+        assert kernel.vmem_bytes is not None and 0 < kernel.vmem_bytes <= vmem_bytes // 2
+    assert report.fits
 
 
-@EVERY_CHIP
+@EVERY_TPU
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_plain_matrices_compile(chip, dtype):
     report = compiled(chip, ROWS, GROUPS, INNER, WIDTH, dtype)
@@ -58,14 +61,14 @@ def test_plain_matrices_compile(chip, dtype):
     assert arrays <= report.output_bytes <= arrays + 4096
 
 
-@EVERY_CHIP
+@EVERY_TPU
 def test_axes_that_no_tile_divides_compile(chip):
     # a depth that is cut off at the edge in both directions, three rows, more groups than rows
     assert_fits(compiled(chip, 3, 5, 77, 130, jnp.float32), PASSES)
     assert_fits(compiled(chip, 333, 3, 4100, 4100, jnp.bfloat16), PASSES)
 
 
-@EVERY_CHIP
+@EVERY_TPU
 def test_packed_matrices_compile(chip):
     for format, group_size, zero_points in PACKED:
 
@@ -78,7 +81,7 @@ def test_packed_matrices_compile(chip):
         assert_fits(report, PASSES[:2])
 
 
-@EVERY_CHIP
+@EVERY_TPU
 def test_products_of_integers_compile(chip):
     w = jax.eval_shape(lambda w: quantize(w, INT8), shape(GROUPS, INNER, WIDTH))
 
@@ -121,3 +124,11 @@ def test_on_a_mesh_each_device_multiplies_its_own_rows():
     assert_fits(report, PASSES)
     summed_over = {collective.axes for collective in report.collectives if collective.kind != "all-to-all"}
     assert {("data",), ("tensor",)} <= summed_over
+
+
+@EVERY_GPU
+def test_what_jax_offers_compiles_for_gpus(chip):
+    shapes = shape(ROWS, INNER), shape(GROUPS, INNER, WIDTH), shape(ROWS, WIDTH), shape(GROUPS, dtype=jnp.int32)
+    report = compile_for(chip, functools.partial(forward_and_backward, implementation="xla"), *shapes)
+    assert report.flops == 3 * 2 * ROWS * INNER * WIDTH
+    assert report.fits and report.kernels == () and report.argument_bytes > 2 * GROUPS * INNER * WIDTH

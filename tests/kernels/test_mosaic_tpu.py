@@ -6,6 +6,7 @@ memories, two cores, copies and races. `test_grouped_matmul.py` runs it among al
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from dynamoe.kernels import grouped_matmul
 from dynamoe.kernels.grouped_matmul.mosaic_tpu import grouped_matmul_mosaic_tpu
-from dynamoe.kernels.grouped_matmul.tiles import Tiles, choose_tiles, vmem_bytes, vmem_limit
+from dynamoe.kernels.grouped_matmul.tiles import Pass, Tiles, choose_tiles, vmem_bytes, vmem_limit
 from dynamoe.kernels.grouped_matmul.visits import Visits, visits_by_group, visits_by_tile
 
 ROWS, GROUPS, INNER, WIDTH = 27, 4, 13, 7
@@ -188,14 +189,23 @@ def test_a_platform_that_is_no_tpu_is_named():
 
 
 @pytest.mark.parametrize("outer", [False, True])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("bits", [32, 16])
 @pytest.mark.parametrize(
     ("rows", "depth", "columns", "groups"),
     [(8192, 4096, 14336, 8), (8192, 14336, 4096, 8), (16, 7168, 2048, 256), (333, 77, 130, 5), (10**6, 64, 64, 64)],
 )
-def test_chosen_tiles_fit_the_arrays_and_the_memory(rows, depth, columns, groups, dtype, outer):
-    tiles = choose_tiles(rows, depth, columns, groups, dtype, outer=outer)
+def test_chosen_tiles_fit_the_arrays_and_the_memory(rows, depth, columns, groups, bits, outer):
+    work = Pass(rows=rows, depth=depth, columns=columns, groups=groups, bits=bits, matrix_bits=bits, outer=outer)
+    tiles = choose_tiles(work)
     assert tiles == tiles.clipped(rows, depth, columns)
-    assert vmem_bytes(tiles, jnp.dtype(dtype).itemsize, outer=outer) <= vmem_limit()
+    assert vmem_bytes(work, tiles) <= vmem_limit()
     # a block is a whole axis, or whole vector registers of it
     assert all(size == whole or size % 128 == 0 for size, whole in zip(tiles, (rows, depth, columns), strict=True))
+
+
+def test_tiles_of_packed_matrices_keep_their_units_or_are_whole():
+    work = Pass(rows=512, depth=3072, columns=2816, groups=8, bits=16, matrix_bits=4, depth_unit=1024)
+    assert choose_tiles(work).depth in (1024, 2048, 3072)
+    assert choose_tiles(replace(work, depth_unit=4096)).depth == 3072
+    assert choose_tiles(replace(work, depth_unit=1, column_unit=4096)).columns == 2816
+    assert choose_tiles(replace(work, bits=8, matrix_bits=8, depth_unit=32, deepest=1024)).depth <= 1024
