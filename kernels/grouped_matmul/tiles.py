@@ -119,7 +119,9 @@ def _seconds(work: Pass, tiles: Tiles) -> float:
     multiplied = visits * tiles.rows * deep_tiles * tiles.depth * column_tiles * tiles.columns
     passes = FLOAT32_PASSES if work.bits == 32 else 1
     busy = max(2 * multiplied * passes / chip().bf16_ops_per_second, moved / 8 / chip().mem_bw_bytes_per_second)
-    return busy + visits * deep_tiles * column_tiles * STEP_SECONDS
+    # JAX' figures are of one core; where two are one device, they share the tiles that are independent.
+    cores = min(chip().num_cores, column_tiles * (deep_tiles if work.outer else 1))
+    return (busy + visits * deep_tiles * column_tiles * STEP_SECONDS) / cores
 
 
 def chip() -> pltpu.TpuInfo:
