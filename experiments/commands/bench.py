@@ -64,7 +64,7 @@ def _kernel(kernel: ModuleType, bench: Bench, console: Console) -> int:
     if not _correct(kernel, cases, console):
         return 1
     ratios = _table(f"time, {kernel.peers()[0]} = 1")
-    contenders = [name for name in (*kernel.IMPLEMENTATIONS, *kernel.peers()) if name != "reference"]
+    contenders = [name for name in (*kernel.runnable(), *kernel.peers()) if name != "reference"]
     _add_columns(ratios, (kernel.CASE, "pass"), contenders)
     found = defaultdict(list)
     with console.status("timing") as status:

@@ -56,7 +56,7 @@ class Case(NamedTuple):
     @property
     def implementations(self) -> tuple[str, ...]:
         affordable = 2 * float(np.prod(self.shape)) * len(self.sizes) <= AFFORDABLE
-        return tuple(name for name in IMPLEMENTATIONS if affordable or name not in COSTS_TIMES_E)
+        return tuple(name for name in runnable() if affordable or name not in COSTS_TIMES_E)
 
     def __str__(self) -> str:
         """Kind, M x D x F, E, spread."""
@@ -91,6 +91,11 @@ def left_out(cases: list[Case]) -> Iterator[str]:
     if any("xla" not in case.implementations for case in cases):
         names = " and ".join(COSTS_TIMES_E)
         yield f"{names}, which cost E times too much here, are left out above {AFFORDABLE:.0e} FLOPs"
+
+
+def runnable() -> tuple[str, ...]:
+    """The implementations for this platform."""
+    return tuple(name for name in IMPLEMENTATIONS if name != "mosaic_tpu" or jax.default_backend() == "tpu")
 
 
 def peers() -> tuple[str, ...]:
