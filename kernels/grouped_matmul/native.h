@@ -258,7 +258,7 @@ float* Memory(int64_t size) {
 
 constexpr int64_t kPanels = kDepth * (kWide + kRows) + kLanes;  // numbers that MultiplyPanels packs at a time
 
-// c in rows of c_row numbers; m and n are at most kTall and kWide.
+// c in rows of c_row numbers; n fits into the panels' memory.
 template <typename B>
 void MultiplyPanels(const Product<B>& p, float* c, int64_t c_row, float* memory) {
   float edge[kRows * kColumns], *panels = memory, *panel = memory + kDepth * kWide;
@@ -386,9 +386,13 @@ void RunAll(ffi::ThreadPool& pool, const std::vector<Task<B>>& groups, const Res
   double operations = 0;
   for (const auto& [p, row, column] : groups) {
     operations += 2.0 * p.m * p.n * p.k;
-    for (int64_t i = 0; i < p.m; i += kTall)
-      for (int64_t j = 0; j < p.n; j += kWide)
-        tasks.push_back({{p.a.From(i, 0), p.b.From(j, 0), std::min(kTall, p.m - i), std::min(kWide, p.n - j), p.k},
+    // As wide as the panels' memory allows: two threads that touch a new page at the same time hold each other up.
+    int64_t limit = kDepth * kWide / std::clamp<int64_t>(p.k, 1, kDepth) / kColumns * kColumns;
+    int64_t wide = std::min(limit, (p.n + kColumns - 1) / kColumns * kColumns);
+    int64_t tall = std::min(kTall, kTall * kWide / wide);
+    for (int64_t i = 0; i < p.m; i += tall)
+      for (int64_t j = 0; j < p.n; j += wide)
+        tasks.push_back({{p.a.From(i, 0), p.b.From(j, 0), std::min(tall, p.m - i), std::min(wide, p.n - j), p.k},
                          row + i, column + j});
   }
   int64_t threads = operations < kWorthAThread ? 1 : pool.num_threads();
