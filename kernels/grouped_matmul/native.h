@@ -66,6 +66,7 @@ INLINE To Bits(From from) {
 // --- Matrices as they are stored: Row(i).Load(column, count) gives `count` numbers of a row, zeros beyond them.
 
 struct Float32 {
+  static constexpr bool kHasScales = false;
   const float* data;
   int64_t columns;
 
@@ -77,6 +78,7 @@ struct Float32 {
 };
 
 struct BFloat16 {
+  static constexpr bool kHasScales = false;
   const uint16_t* data;
   int64_t columns;
 
@@ -285,30 +287,44 @@ void MultiplyPanels(const Product<B>& p, float* c, int64_t c_row, float* memory)
   }
 }
 
-// Adds kSteps rows of b, each times its column of a, to kLanes columns of the R rows of c, or writes them.
+// Some rows of b, and the columns of R rows of a that they are multiplied with.
 template <int R, typename Line>
-INLINE void StreamSteps(const float (&a)[R][kSteps], const Line* lines, int64_t column, float* c, int64_t c_row,
-                        bool add) {
+struct Steps {
+  float a[R][kSteps];
+  Line lines[kSteps];
+};
+
+// Adds kSteps rows of b, each times its column of a, to kLanes columns of the R rows of c, or writes them. Where the
+// rows of b are of one scale, their codes are added up first.
+template <bool kOneScale, int R, typename Line>
+INLINE void StreamSteps(const Steps<R, Line>& steps, int64_t column, float* c, int64_t c_row, bool add) {
   Vector sum[R];
 #pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) sum[r] = add ? Read<Vector>(c + r * c_row) : Vector{};
+  for (int r = 0; r < R; ++r) sum[r] = add && !kOneScale ? Read<Vector>(c + r * c_row) : Vector{};
 #pragma GCC unroll 16
   for (int s = 0; s < kSteps; ++s) {
-    Vector right = lines[s].Load(column);
+    Vector right;
+    if constexpr (kOneScale) right = steps.lines[s].Code(column);
+    else right = steps.lines[s].Load(column);
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) sum[r] += a[r][s] * right;
+    for (int r = 0; r < R; ++r) sum[r] += steps.a[r][s] * right;
+  }
+  if constexpr (kOneScale) {
+    Vector scale = steps.lines[0].Scale(column);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) sum[r] = sum[r] * scale + (add ? Read<Vector>(c + r * c_row) : Vector{});
   }
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) Write(c + r * c_row, sum[r]);
 }
 
-// The same at the edges: `count` columns, `steps` rows of b and as many of c as there are.
-template <typename Line>
-__attribute__((noinline)) void StreamEdge(const float (*a)[kSteps], const Line* lines, int64_t column, float* c,
-                                          int64_t c_row, bool add, int rows, int steps, int64_t count) {
-  for (int r = 0; r < rows; ++r) {
+// The same at the edges: `count` columns and as many rows of b as there are.
+template <int R, typename Line>
+__attribute__((noinline)) void StreamEdge(Steps<R, Line> steps, int rows, int64_t column, int64_t count, float* c,
+                                          int64_t c_row, bool add) {
+  for (int r = 0; r < R; ++r) {
     Vector sum = add ? Read<Vector>(c + r * c_row, count) : Vector{};
-    for (int s = 0; s < steps; ++s) sum += a[r][s] * lines[s].Load(column, count);
+    for (int s = 0; s < rows; ++s) sum += steps.a[r][s] * steps.lines[s].Load(column, count);
     Write(c + r * c_row, sum, count);
   }
 }
@@ -316,16 +332,23 @@ __attribute__((noinline)) void StreamEdge(const float (*a)[kSteps], const Line* 
 // c [R, n] = a b for few rows of a: kSteps rows of b at a time pass through the registers, never through memory.
 template <int R, typename B>
 void Stream(const Product<B>& p, int64_t first, float* c, int64_t c_row) {
+  using Line = decltype(p.b.matrix.Row(0));
   for (int64_t k = 0; k < p.k; k += kSteps) {
-    int steps = std::min<int64_t>(kSteps, p.k - k);
-    float a[R][kSteps];
-    for (int r = 0; r < R; ++r) ReadRow(p.a.From(first + r, k), steps, a[r]);
-    decltype(p.b.matrix.Row(0)) lines[kSteps];
-    for (int s = 0; s < steps; ++s) lines[s] = p.b.matrix.Row(p.b.row + k + s);
-    int64_t whole = steps == kSteps ? p.n / kLanes * kLanes : 0;
-    for (int64_t j = 0; j < whole; j += kLanes) StreamSteps(a, lines, p.b.column + j, c + j, c_row, k > 0);
-    for (int64_t j = whole; j < p.n; j += kLanes)
-      StreamEdge(a, lines, p.b.column + j, c + j, c_row, k > 0, R, steps, std::min<int64_t>(kLanes, p.n - j));
+    int rows = std::min<int64_t>(kSteps, p.k - k);
+    Steps<R, Line> steps;  // no pointer to it is given away, so no write to c can change it: it may stay in registers
+    for (int r = 0; r < R; ++r) {
+      float row[kSteps];
+      ReadRow(p.a.From(first + r, k), rows, row);
+      for (int s = 0; s < rows; ++s) steps.a[r][s] = row[s];
+    }
+    for (int s = 0; s < rows; ++s) steps.lines[s] = p.b.matrix.Row(p.b.row + k + s);
+    int64_t j = 0, whole = rows == kSteps ? p.n / kLanes * kLanes : 0;
+    if constexpr (B::kHasScales)
+      if (whole && Line::OneScale(steps.lines[0], steps.lines[kSteps - 1]))
+        for (; j < whole; j += kLanes) StreamSteps<true>(steps, p.b.column + j, c + j, c_row, k > 0);
+    for (; j < whole; j += kLanes) StreamSteps<false>(steps, p.b.column + j, c + j, c_row, k > 0);
+    for (; j < p.n; j += kLanes)
+      StreamEdge(steps, rows, p.b.column + j, std::min<int64_t>(kLanes, p.n - j), c + j, c_row, k > 0);
   }
 }
 

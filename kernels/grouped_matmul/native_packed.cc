@@ -8,9 +8,15 @@
 namespace {
 
 typedef int8_t SignedBytes __attribute__((vector_size(kLanes)));
-
+typedef int16_t SignedHalves __attribute__((vector_size(kLanes * 2)));
 INLINE Vector Numbers(Integers codes) { return __builtin_convertvector(codes, Vector); }
-INLINE Integers Wide(Bytes bytes) { return __builtin_convertvector(bytes, Integers); }
+// By way of 16 bits: GCC widens fourfold one lane after the other.
+INLINE Integers Wide(Bytes bytes) {
+  return __builtin_convertvector(__builtin_convertvector(bytes, Halves), Integers);
+}
+INLINE Integers Signed(Bytes bytes) {
+  return __builtin_convertvector(__builtin_convertvector(Bits<SignedBytes>(bytes), SignedHalves), Integers);
+}
 INLINE Vector Select(Integers mask, Vector yes, Vector no) {
   return Bits<Vector>((mask & Bits<Integers>(yes)) | (~mask & Bits<Integers>(no)));
 }
@@ -22,6 +28,7 @@ struct Integer {
   static constexpr int kPerByte = 8 / kBits;
   static constexpr int kScaleBytes = 4;
   static INLINE Vector Decode(Bytes bytes, int slot) {
+    if constexpr (kBits == 8) return Numbers(Signed(bytes));
     // Up to the highest bits and back down: the shift down repeats the sign.
     return Numbers(Wide(bytes) << (32 - kBits * (slot + 1)) >> (32 - kBits));
   }
@@ -75,6 +82,7 @@ using mxfp4 = Table<kFloat4, 1>;
 // A matrix of codes, with a scale and perhaps a zero point for each column and each `group` of rows.
 template <typename Format>
 struct Packed {
+  static constexpr bool kHasScales = true;
   const uint8_t* codes;
   const uint8_t* scales;  // float32, or E8M0 where they are powers of two
   const int8_t* zero_points;
@@ -85,17 +93,20 @@ struct Packed {
     const int8_t* zero_points;
     int slot;
     INLINE Vector Load(int64_t column, int64_t count = kLanes) const {
-      Vector v = Format::Decode(Read<Bytes>(codes + column, count), slot);
-      if (zero_points) v -= Numbers(__builtin_convertvector(Read<SignedBytes>(zero_points + column, count), Integers));
-      return v * Scale(column, count);
+      return Code(column, count) * Scale(column, count);
     }
-    INLINE Vector Scale(int64_t column, int64_t count) const {
+    INLINE Vector Code(int64_t column, int64_t count = kLanes) const {
+      Vector code = Format::Decode(Read<Bytes>(codes + column, count), slot);
+      return zero_points ? code - Numbers(Signed(Read<Bytes>(zero_points + column, count))) : code;
+    }
+    INLINE Vector Scale(int64_t column, int64_t count = kLanes) const {
       if constexpr (Format::kScaleBytes == 4)
         return Read<Vector>(reinterpret_cast<const float*>(scales) + column, count);
       Integers exponents = Wide(Read<Bytes>(scales + column, count));
       Vector power = Select(exponents == 0, Bits<Vector>(Integers{} + (1 << 22)), Bits<Vector>(exponents << 23));
       return Select(exponents == 255, Bits<Vector>(Integers{} + 0x7fc00000), power);
     }
+    static bool OneScale(const Line& first, const Line& last) { return first.scales == last.scales; }
   };
   INLINE Line Row(int64_t row) const {
     int64_t scale = row / group * columns;
