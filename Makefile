@@ -1,6 +1,7 @@
 # Two commands do all the set-up on a fresh machine: `make demo` and `make test`.
 PYTHON ?= python3
 VENV ?= .venv
+AOT_VENV ?= .venv-aot
 WORKERS ?= 2
 CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
@@ -10,7 +11,7 @@ PYTHON_312 = $(firstword $(foreach p,python3.12 $(wildcard $(HOME)/.pyenv/versio
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-smoke test test-smoke-312 check format clean
+.PHONY: help demo demo-smoke test test-aot test-smoke-312 check format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -22,7 +23,10 @@ demo-smoke: $(VENV)/.installed-runtime ## The demo at the smallest scale, as CI 
 	$(BIN)/dynamoe demo --smoke
 
 test: $(VENV)/.installed-test ## Run the unit tests; TESTS=path selects some, WORKERS=n runs n at once
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(TESTS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --ignore tests/aot $(TESTS)
+
+test-aot: $(AOT_VENV)/.installed ## Compile the kernels for chips that are not here; its compilers have a .venv of their own
+	$(AOT_VENV)/bin/python -m pytest --numprocesses $(WORKERS) --dist worksteal tests/aot
 
 test-smoke-312: ## Run the tests marked smoke on Python 3.12 and the newest JAX, where that Python exists
 	@if [ -z "$(PYTHON_312)" ]; then echo "skipped: no working Python 3.12 on this machine"; else \
@@ -39,7 +43,7 @@ format: $(VENV)/.installed-dev ## Format the code and fix what the linter can fi
 	$(BIN)/ruff format .
 
 clean: ## Remove the environments and every cache
-	rm -rf .venv .venv-3.12 build dist dynamoe.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-3.12 .venv-aot build dist dynamoe.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 # One stamp per set of extras; a larger set leaves the stamps of the smaller ones behind as well.
 $(BIN)/python:
@@ -53,6 +57,13 @@ $(VENV)/.installed-runtime: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 $(VENV)/.installed-test: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	$(INSTALL) '.[test]'
 	@touch $(VENV)/.installed-runtime $@
+
+# Not in the environment of the other tests: there JAX would look for a TPU and a GPU at every start.
+$(AOT_VENV)/.installed: pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -m venv $(AOT_VENV)
+	$(AOT_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) \
+	  --editable '.[aot]' pytest pytest-xdist hypothesis beartype
+	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	$(INSTALL) '.[dev]'

@@ -10,6 +10,7 @@ from ..implementations import OTHER, run_implementation
 from ..manual_axes import vary_alike
 from ..quantized import INT8, Quantized, QuantizedRows
 from .blocked import grouped_matmul_blocked
+from .mosaic_tpu import grouped_matmul_mosaic_tpu
 from .native import grouped_matmul_native
 from .reference import grouped_matmul_reference
 from .xla import grouped_matmul_xla
@@ -18,6 +19,7 @@ IMPLEMENTATIONS = {
     "native": grouped_matmul_native,
     "blocked": grouped_matmul_blocked,
     "xla": grouped_matmul_xla,
+    "mosaic_tpu": grouped_matmul_mosaic_tpu,
     "reference": grouped_matmul_reference,
 }
 PREFERRED = {"cpu": ("native", "blocked"), OTHER: ("xla",)}
@@ -51,7 +53,8 @@ def grouped_matmul(
         group_sizes: rows of each group [E], integers, not negative, together at most M.
         implementation: "native" (C++ on CPU; the default there), "blocked" (plain JAX, cost independent of E; the
             default on CPU for packed x, and where there is no C++ compiler), "xla" (`jax.lax.ragged_dot`; the default
-            elsewhere), "reference" (E times the work, to check others against); None: the platform's.
+            elsewhere), "mosaic_tpu" (Pallas for TPU; no default before a run on one), "reference" (E times the work, to
+            check others against); None: the platform's.
 
     Returns:
         y [M, F] in the dtype of x; of packed rows in float32. Where `group_sizes` is traced, so that its values cannot

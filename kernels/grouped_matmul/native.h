@@ -163,7 +163,8 @@ void Pack(const Side<Stored>& side, int64_t across, int64_t depth, int64_t width
   if (side.rows_are_depth) return across > width ? PackRows<true>(side, across, depth, width, to)
                                                  : PackRows<false>(side, across, depth, width, to);
   for (int64_t i = 0; i < across; i += kLanes) {
-    float* panel = to + i / width * depth * width + i % width;
+    int64_t place = i % width, lanes = place ? std::min<int64_t>(kLanes, width - place) : kLanes;
+    float* panel = to + i / width * depth * width + place;  // what was written before it must stay
     decltype(side.matrix.Row(0)) lines[kLanes];
     for (int64_t r = 0; r < kLanes; ++r) lines[r] = side.matrix.Row(side.row + std::min(i + r, across - 1));
     for (int64_t k = 0; k < depth; k += kLanes, panel += kLanes * width) {
@@ -172,11 +173,11 @@ void Pack(const Side<Stored>& side, int64_t across, int64_t depth, int64_t width
 #pragma GCC unroll 16
       for (int r = 0; r < kLanes; ++r) rows[r] = count == kLanes ? lines[r].Load(column) : lines[r].Load(column, count);
       Transpose(rows);
-      if (count == kLanes) {
+      if (count == kLanes && lanes == kLanes) {
 #pragma GCC unroll 16
         for (int r = 0; r < kLanes; ++r) Write(panel + r * width, rows[r]);
       } else {
-        for (int64_t r = 0; r < count; ++r) Write(panel + r * width, rows[r]);
+        for (int64_t r = 0; r < count; ++r) Write(panel + r * width, rows[r], lanes);
       }
     }
   }
@@ -257,7 +258,7 @@ float* Memory(int64_t size) {
 
 constexpr int64_t kPanels = kDepth * (kWide + kRows) + kLanes;  // numbers that MultiplyPanels packs at a time
 
-// c in rows of c_row numbers; m and n are at most kTall and kWide.
+// c in rows of c_row numbers; n fits into the panels' memory.
 template <typename B>
 void MultiplyPanels(const Product<B>& p, float* c, int64_t c_row, float* memory) {
   float edge[kRows * kColumns], *panels = memory, *panel = memory + kDepth * kWide;
@@ -385,9 +386,13 @@ void RunAll(ffi::ThreadPool& pool, const std::vector<Task<B>>& groups, const Res
   double operations = 0;
   for (const auto& [p, row, column] : groups) {
     operations += 2.0 * p.m * p.n * p.k;
-    for (int64_t i = 0; i < p.m; i += kTall)
-      for (int64_t j = 0; j < p.n; j += kWide)
-        tasks.push_back({{p.a.From(i, 0), p.b.From(j, 0), std::min(kTall, p.m - i), std::min(kWide, p.n - j), p.k},
+    // As wide as the panels' memory allows: two threads that touch a new page at the same time hold each other up.
+    int64_t limit = kDepth * kWide / std::clamp<int64_t>(p.k, 1, kDepth) / kColumns * kColumns;
+    int64_t wide = std::min(limit, (p.n + kColumns - 1) / kColumns * kColumns);
+    int64_t tall = std::min(kTall, kTall * kWide / wide);
+    for (int64_t i = 0; i < p.m; i += tall)
+      for (int64_t j = 0; j < p.n; j += wide)
+        tasks.push_back({{p.a.From(i, 0), p.b.From(j, 0), std::min(tall, p.m - i), std::min(wide, p.n - j), p.k},
                          row + i, column + j});
   }
   int64_t threads = operations < kWorthAThread ? 1 : pool.num_threads();

@@ -21,6 +21,8 @@ from ..native_code import compiled_library, register
 from ..quantized import Format, Quantized, QuantizedRows, dequantize, quantize
 
 PLAIN, PACKED = (Path(__file__).with_name(name) for name in ("native.cc", "native_packed.cc"))
+PREFIX = "dynamoe_"
+"""Of the names that XLA knows the handlers by."""
 _first_use = threading.Lock()
 
 
@@ -68,7 +70,7 @@ def _rows_times_matrices(x, w, group_sizes, *, transposed: bool):
 
 def _call(target: str, shape: tuple[int, ...], arguments: tuple[jax.Array, ...], attributes: Mapping[str, Any]):
     x = arguments[0]
-    call = jax.ffi.ffi_call(f"dynamoe_{target}", jax.ShapeDtypeStruct(shape, x.dtype), vmap_method="sequential")
+    call = jax.ffi.ffi_call(PREFIX + target, jax.ShapeDtypeStruct(shape, x.dtype), vmap_method="sequential")
     result = call(*arguments, **attributes)
     # Under shard_map the call's result is taken to be the same on all devices; it varies as its arguments do.
     varying, known = (jax.typeof(array).manual_axis_type.varying for array in (x, result))
@@ -82,10 +84,10 @@ def _defect(format: Format | None) -> str | None:
         if format is None:
             library = compiled_library(PLAIN)
             for symbol in ("rows_times_matrices", "gradient_of_matrices"):
-                register(library, symbol, f"dynamoe_{symbol}")
+                register(library, symbol, PREFIX + symbol)
         else:
             library = compiled_library(PACKED, FORMAT=format.name)
-            register(library, "rows_times_packed", f"dynamoe_rows_times_{format.name}")
+            register(library, "rows_times_packed", f"{PREFIX}rows_times_{format.name}")
         # On a thread of its own: this one may be tracing, for which JAX would add the test to what is traced.
         with ThreadPoolExecutor(1) as fresh:
             fresh.submit(_self_test, format).result()

@@ -56,8 +56,8 @@ class Format:
     def numbers(self, stored: Shaped[Array, "..."], slot: jax.Array | int) -> Float[Array, "..."]:
         """The numbers, in float32, of the codes that stand in the stored bytes at `slot`, counted from the lowest bits.
 
-        The slot broadcasts against the bytes. Shifts and selects alone, which every compiler vectorizes; a gather from
-        a table would not be. 8-bit floats may also come as their bits, in uint8.
+        The slot broadcasts against the bytes. Shifts and selects alone, no gather from a table, so that
+        compilers vectorize it. 8-bit floats may also come as their bits, in uint8.
         """
         if self.dtype == jnp.float8_e4m3fn:
             return _float8(stored)
@@ -108,7 +108,7 @@ class Format:
 
 
 def _float8(stored: jax.Array) -> jax.Array:
-    """Numbers of e4m3, out of their bits: what XLA on CPU has for the type is one function call for each number."""
+    """Numbers of e4m3, out of their bits: XLA on CPU widens whole arrays of the type before it reads any."""
     bits = stored if stored.dtype == jnp.uint8 else jax.lax.bitcast_convert_type(stored, jnp.uint8)
     wide = bits.astype(jnp.int32)
     size = wide & 0x7F

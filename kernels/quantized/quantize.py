@@ -1,4 +1,4 @@
-"""From an array to its packed form and back. Equal to qwix 0.1.8 in float32 for every format that it has, to the bit.
+"""From an array to its packed form and back. In float32 held to qwix 0.1.8, bit by bit, for every format that it has.
 
 Letters: M rows, D the axis that products sum over, F output width.
 """

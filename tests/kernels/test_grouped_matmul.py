@@ -1,7 +1,7 @@
 """`grouped_matmul` against loops in float64, in value and gradient, for every implementation."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType, PartitionSpec
 
 from dynamoe.kernels import grouped_matmul
@@ -20,6 +21,13 @@ EVERY_IMPLEMENTATION = pytest.mark.parametrize("implementation", IMPLEMENTATIONS
 MANY, FEW, GROUPS, INNER, WIDTH = 330, 24, 5, 12, 7
 """Rows for blocks of several sizes, and for the way of a few rows."""
 TOLERANCE = {jnp.float32: 2e-5, jnp.bfloat16: 2e-2}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def kernels_for_tpu_are_interpreted() -> Iterator[None]:
+    """By Pallas' plain interpreter, which is fast; `test_mosaic_tpu.py` also simulates a TPU."""
+    with pltpu.force_tpu_interpret_mode(True):
+        yield
 
 
 def operands(rows: int, dtype: jax.typing.DTypeLike = jnp.float32) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -135,7 +143,7 @@ def test_scan_and_checkpoint_change_nothing(implementation):
         np.testing.assert_allclose(array, first + second, atol=1e-3)
 
 
-@pytest.mark.parametrize("implementation", ["native", "blocked", "reference"])
+@pytest.mark.parametrize("implementation", ["native", "blocked", "mosaic_tpu", "reference"])
 @pytest.mark.parametrize("rows", [FEW, MANY])
 def test_vmap_is_a_loop_over_examples(implementation, rows):
     x, w, dy = operands(rows)
@@ -220,7 +228,8 @@ def test_arguments_that_do_not_fit_are_named(unchecked, x, w, sizes, message):
 
 def test_an_unknown_implementation_is_named():
     with pytest.raises(
-        ValueError, match="implementation is 'fast'; allowed are None, 'native', 'blocked', 'xla', 'reference'"
+        ValueError,
+        match="implementation is 'fast'; allowed are None, 'native', 'blocked', 'xla', 'mosaic_tpu', 'reference'",
     ):
         grouped_matmul(X, W, SIZES, implementation="fast")
 

@@ -154,8 +154,8 @@ def test_packed_rows_give_the_exact_sums_of_integers(implementation, rows):
 @BOTH_WAYS
 @EVERY_IMPLEMENTATION
 def test_sums_are_exact_where_float32_would_lose_digits(implementation, rows):
-    # Up to 1,050 * 127 * 127, above 2^24, where float32 steps by 2; then 7, and all the way down again.
-    column = np.repeat([127, 1, -127, 0], [1050, 7, 1050, 5]).astype(np.int8)
+    # Up to 1,056 * 127 * 127, above 2^24, where float32 steps by 2; then 7 times 1, and all the way down again.
+    column = np.concatenate([np.full(1056, 127), np.tile(np.eye(8)[0], 7), np.full(1056, -127)]).astype(np.int8)
     x = QuantizedRows(jnp.asarray(np.tile(np.abs(column), (rows, 1))), jnp.ones((rows, 1)))
     w = Quantized(
         codes=jnp.asarray(np.tile(column[:, None], (GROUPS, 1, 1))),

@@ -1,0 +1,116 @@
+"""Floating-point operations of matrix products, counted from a jaxpr with the lengths of its loops.
+
+What a compiler says is not used: XLA counts a loop's body once, and echoes what a Pallas call declares of itself.
+A product of integers counts as well. Elementwise work does not.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+
+
+class KernelCall(NamedTuple):
+    """One call of a Pallas kernel, as the jaxpr has it; in a loop, one turn."""
+
+    name: str
+    grid: tuple[int, ...] | None
+    """None where a part of it is known at run time alone."""
+    flops: float | None
+
+    @property
+    def steps(self) -> int | None:
+        return None if self.grid is None else math.prod(self.grid)
+
+
+class Counted(NamedTuple):
+    flops: float | None
+    """Over all devices; None where a loop's length is known at run time alone and its body multiplies matrices."""
+    kernels: tuple[KernelCall, ...]
+
+
+def count_flops(jaxpr: ClosedJaxpr) -> Counted:
+    """Count a jaxpr's products: of a branch the largest, of a kernel those of its body at every step of its grid.
+
+    A kernel that skips steps, as the grouped matmul does those of left over visits, is counted as if it did not: the
+    count is a bound for any data.
+    """
+    kernels: list[KernelCall] = []
+    return Counted(_flops(jaxpr.jaxpr, kernels), tuple(kernels))
+
+
+def _flops(jaxpr: Jaxpr, kernels: list[KernelCall]) -> float | None:
+    return _sum(_flops_of(equation, kernels) for equation in jaxpr.eqns)
+
+
+def _flops_of(equation: JaxprEqn, kernels: list[KernelCall]) -> float | None:
+    name, parameters = equation.primitive.name, equation.params
+    if name == "dot_general":
+        (contracted, _), _ = parameters["dimension_numbers"]
+        left = _shape(equation.invars[0])
+        return 2.0 * math.prod(_shape(equation.outvars[0])) * math.prod(left[axis] for axis in contracted)
+    if name == "ragged_dot_general":
+        return _ragged_dot(equation)
+    if name == "conv_general_dilated":
+        kernel = _shape(equation.invars[1])
+        per_output = math.prod(kernel) / kernel[parameters["dimension_numbers"].rhs_spec[0]]
+        return 2.0 * math.prod(_shape(equation.outvars[0])) * per_output
+    if name == "pallas_call":
+        return _kernel(equation, kernels)
+    if name == "cond":
+        branches = [_flops(branch.jaxpr, kernels) for branch in parameters["branches"]]
+        return None if None in branches else max(found for found in branches if found is not None)
+    inner = _sum(_flops(body, kernels) for body in _bodies(parameters.values()))
+    if name == "scan":
+        return _times(inner, parameters["length"])
+    if name == "while":
+        return _times(inner, None)
+    if name == "shard_map":
+        return _times(inner, math.prod(parameters["mesh"].shape[axis] for axis in parameters["newly_manual_axes"]))
+    return inner
+
+
+def _ragged_dot(equation: JaxprEqn) -> float:
+    """Each row is multiplied with one group's matrix, or, where rows are summed over, adds to one group's."""
+    numbers = equation.params["ragged_dot_dimension_numbers"]
+    (contracted, _), _ = numbers.dot_dimension_numbers
+    left, out = _shape(equation.invars[0]), _shape(equation.outvars[0])
+    products = math.prod(out) * math.prod(left[axis] for axis in contracted)
+    summed = set(numbers.lhs_ragged_dimensions) <= set(contracted)
+    return 2.0 * (products / _shape(equation.invars[2])[-1] if summed else products)
+
+
+def _kernel(equation: JaxprEqn, kernels: list[KernelCall]) -> float | None:
+    grid = equation.params["grid_mapping"].grid
+    static = tuple(grid) if all(isinstance(size, int) for size in grid) else None
+    body = _flops(equation.params["jaxpr"], kernels)
+    found = _times(body, None if static is None else math.prod(static))
+    kernels.append(KernelCall(equation.params["name"] or "kernel", static, found))
+    return found
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+    return variable.aval.shape
+
+
+def _bodies(values: Any) -> Iterator[Jaxpr]:
+    for value in values:
+        if isinstance(value, ClosedJaxpr):
+            yield value.jaxpr
+        elif isinstance(value, Jaxpr):
+            yield value
+        elif isinstance(value, tuple | list):
+            yield from _bodies(value)
+
+
+def _sum(parts: Iterator[float | None]) -> float | None:
+    found = list(parts)
+    return None if None in found else sum((part for part in found if part is not None), 0.0)
+
+
+def _times(flops: float | None, count: int | None) -> float | None:
+    """Nothing, however often, is nothing."""
+    if flops == 0:
+        return 0.0
+    return None if flops is None or count is None else flops * count
