@@ -38,10 +38,10 @@ def measure_ceilings(dtypes: Iterable[str], side: int | None = None) -> Ceilings
 
 
 def _fastest(calls: Iterator[Call]) -> float:
-    calls = dict(enumerate(calls))
-    for call in calls.values():
+    contenders = dict(enumerate(calls))
+    for call in contenders.values():
         call()
-    return min(seconds.min() for seconds in in_turns(calls, ROUNDS).values())
+    return min(float(seconds.min()) for seconds in in_turns(contenders, ROUNDS).values())
 
 
 def _products(dtype: str, side: int) -> Iterator[Call]:

@@ -1,19 +1,18 @@
-"""`dynamoe bench grouped_matmul --compile-only`: what a chip's compiler says of the shapes of a model, without the chip.
+"""`dynamoe bench grouped_matmul --compile-only`: what a chip's compiler says of a model's shapes.
 
-Nothing is measured or estimated. Letters: M rows, D inner width, F output width, E groups.
+The chip need not be here. Nothing is measured or estimated. Letters: M rows, D inner width, F output width, E groups.
 """
 
 import jax
 import jax.numpy as jnp
 from rich.console import Console
 
-from ...kernels.aot import compile_for
+from ...kernels.aot import compile_for, mesh_for
 from ...kernels.chips import CHIPS
-from ...kernels.grouped_matmul.bench import FOR_CPU, compiled_pass
-from ...kernels.grouped_matmul.api import IMPLEMENTATIONS
+from ...kernels.grouped_matmul.bench import compiled_pass, implementations
 from ...kernels.grouped_matmul.cases import PASSES
 from ...kernels.grouped_matmul.operands import numbers_on, quantized_as
-from ...kernels.grouped_matmul.shapes import MODELS, PHASES, model_shape
+from ...kernels.grouped_matmul.shapes import MODELS, model_shape
 from ...kernels.quantized import quantize_rows
 
 
@@ -29,9 +28,11 @@ def compile_kernel(chip: str, model: str, quick: bool, console: Console) -> int:
     Returns:
         0; or 1 where the compiler refuses something, which is printed.
     """
-    platform = "tpu" if chip.partition(":")[0] in CHIPS and CHIPS[chip.partition(":")[0]].gpu is None else "gpu"
-    others = {"mosaic_tpu"} if platform == "gpu" else set()
-    names = [name for name in IMPLEMENTATIONS if name not in {*FOR_CPU, "reference", *others}]
+    kind = CHIPS.get(chip.partition(":")[0])
+    platform = "tpu" if kind is None or kind.gpu is None else "gpu"
+    mesh_for(chip, {"device": 1})  # says at once that there is no such chip or no compiler for it
+    names = [name for name in implementations(platform) if name != "reference"]
+    console.print("FLOPs of dx and dw are counted with the passes beside them, which the compiler then leaves out.")
     refused = False
     for phase in ("training",) if quick else ("training", "decode"):
         shape = model_shape(model, phase, "up", 1)

@@ -5,6 +5,7 @@ A line of the output file is one contender in one pass of one case.
 
 import dataclasses
 import datetime
+import importlib.metadata
 import json
 import math
 import platform
@@ -15,7 +16,6 @@ from types import ModuleType
 from typing import Any
 
 import jax
-import jaxlib
 import numpy as np
 from rich import box
 from rich.console import Console
@@ -116,7 +116,8 @@ def _check(kernel: ModuleType, cases: Sequence[Any], console: Console) -> PASSED
     table = _table("largest error over largest element of the float64 result, over all cases of a kind")
     _add_columns(table, ("kind", "contender"), (*kernel.PASSES, "allowed"))
     for (kind, name), row in worst.items():
-        errors = (f"{row[which].error:.1e}{' WRONG' * row[which].wrong}" if which in row else "" for which in kernel.PASSES)
+        texts = {which: f"{check.error:.1e}" + " WRONG" * check.wrong for which, check in row.items()}
+        errors = (texts.get(which, "") for which in kernel.PASSES)
         table.add_row(kind, name, *errors, f"{next(iter(row.values())).allowed:.0e}")
     for (name, reason), times in refused.items():
         console.print(f"{name} is left out {times} times: {reason}", highlight=False)
@@ -157,7 +158,7 @@ def _facts(kernel: ModuleType) -> dict[str, Any]:
         "versions": {
             "python": platform.python_version(),
             "jax": jax.__version__,
-            "jaxlib": jaxlib.__version__,
+            "jaxlib": importlib.metadata.version("jaxlib"),
             **kernel.versions(),
         },
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

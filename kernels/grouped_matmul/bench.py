@@ -26,12 +26,18 @@ CASE = "case: M x D x F, E"
 AFFORDABLE = {"cpu": 1e10, "gpu": 1e14, "tpu": 1e14}
 """Floating-point operations of every row with every group, above which what costs so much is left out."""
 COSTS_TIMES_E = {"cpu": ("xla", "reference"), "gpu": ("xla", "reference"), "tpu": ("reference",)}
-FOR_CPU = ("native", "blocked")
+MADE_FOR = {"native": "cpu", "blocked": "cpu", "mosaic_tpu": "tpu"}
+"""The platform of an implementation that is not for all."""
+
+
+def implementations(platform: str) -> tuple[str, ...]:
+    """Those of ours that are for a platform."""
+    return tuple(name for name in IMPLEMENTATIONS if MADE_FOR.get(name, platform) == platform)
 
 
 def names() -> tuple[str, ...]:
     """Of what is timed, without its numbers: ours, then the peers, whose first is the measure."""
-    return (*(name for name in _implementations() if name != "reference"), *available())
+    return (*(name for name in implementations(jax.default_backend()) if name != "reference"), *available())
 
 
 def notes(cases: list[Case]) -> Iterator[str]:
@@ -39,6 +45,9 @@ def notes(cases: list[Case]) -> Iterator[str]:
     platform = jax.default_backend()
     for name, reason in absent().items():
         yield f"{name} is left out: {reason}"
+    for name, other in MADE_FOR.items():
+        if other != platform:
+            yield f"{name} is left out: it is for {other}"
     if "torch" not in available():
         yield "times are multiples of one dense product by JAX"
     costly = " and ".join(COSTS_TIMES_E[platform])
@@ -46,7 +55,7 @@ def notes(cases: list[Case]) -> Iterator[str]:
     if any(_too_dear(name, case) for case in cases for name in COSTS_TIMES_E[platform]):
         yield f"{costly} do E times the work here: they are left out above {AFFORDABLE[platform]:.0e} FLOPs of it"
     if platform != "cpu":
-        yield f"{' and '.join(FOR_CPU)}, made for CPU, are left out on {platform}; so is float32"
+        yield f"float32 is left out on {platform}: its units may round it to fewer bits"
 
 
 def ceilings() -> Ceilings:
@@ -137,11 +146,6 @@ def compiled_pass(name: str, which: str) -> Callable[..., jax.Array]:
     return jax.jit(run)
 
 
-def _implementations() -> tuple[str, ...]:
-    on_cpu = jax.default_backend() == "cpu"
-    return tuple(name for name in IMPLEMENTATIONS if on_cpu or name not in FOR_CPU)
-
-
 def _too_dear(name: str, case: Case) -> bool:
     platform = jax.default_backend()
     return name in COSTS_TIMES_E[platform] and case.flops * len(case.sizes) > AFFORDABLE[platform]
@@ -149,7 +153,7 @@ def _too_dear(name: str, case: Case) -> bool:
 
 def _contenders(case: Case, numbers: Numbers) -> Iterator[Contender]:
     main = numbers == numbers_here()[0]
-    for name in _implementations():
+    for name in implementations(jax.default_backend()):
         if not _too_dear(name, case) and (main or name not in COSTS_TIMES_E[jax.default_backend()]):
             yield Contender(name, numbers.name, main)
     if numbers.weights is None:

@@ -96,13 +96,13 @@ def cases(quick: bool, kinds: Sequence[Kind] = (), model: str | None = None) -> 
     notes = []
     if not counts and any(case.kind in ("experts", "models") for case in found):
         notes.append(
-            f"{DATA} is not set: the rows with counts of OLMoE and Mixtral are left out; models have skewed loads, 1 / e"
+            f"{DATA} is not set: the rows with counts of OLMoE and Mixtral are left out; models have loads 1 / e"
         )
     if divided := {case.model for case in found if " / " in case.model}:
         notes.append(f"M, D and F of models are divided by {CPU_DIVISOR} on CPU: {', '.join(sorted(divided))}")
         if not (kinds or model):
             found = [case for case in found if _by_default_on_cpu(case)]
-            notes.append("prefill of models, and their down projection in training, are left out; --cases models has them")
+            notes.append("of models, prefill and down projections in training are left out; --cases models has them")
     memory = memory_bytes()
     notes += [
         f"{case} is left out: it needs about {case.bytes_needed / 1e9:.1f} GB, {memory / 1e9:.1f} GB are there"
@@ -113,7 +113,7 @@ def cases(quick: bool, kinds: Sequence[Kind] = (), model: str | None = None) -> 
 
 
 def _by_default_on_cpu(case: Case) -> bool:
-    """Leave out what costs minutes and shows little: a gradient of the up projection has the down projection's shape."""
+    """Not what costs minutes and shows little: dx of the up projection is a product of the down projection's shape."""
     return not (case.phase == "prefill" or (case.phase == "training" and case.projection == "down"))
 
 
@@ -132,13 +132,13 @@ def _experts(quick: bool, counts: dict[str, np.ndarray]) -> Iterator[Case]:
             yield Case("experts", shape, name, scaled_sizes(count, shape.rows))
 
 
-def _layers(quick: bool, _: dict[str, np.ndarray]) -> Iterator[Case]:
+def _layers(quick: bool, counts: dict[str, np.ndarray]) -> Iterator[Case]:
     for shape, groups in LAYERS[:1] if quick else LAYERS:
         yield Case("layer", shape, "even", even_sizes(shape.rows, groups))
         yield Case("layer", shape, "skewed", scaled_sizes(1 / (1 + np.arange(groups)), shape.rows))
 
 
-def _decode(quick: bool, _: dict[str, np.ndarray]) -> Iterator[Case]:
+def _decode(quick: bool, counts: dict[str, np.ndarray]) -> Iterator[Case]:
     for _, inner, width in EXPERTS[1:] if quick else EXPERTS:
         for groups in EXPERT_GROUPS[::3] if quick else EXPERT_GROUPS:
             for rows in DECODE_ROWS[::3] if quick else DECODE_ROWS:

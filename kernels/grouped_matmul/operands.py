@@ -53,13 +53,17 @@ class Operands(NamedTuple):
     dy: jax.Array
 
 
-@functools.cache
 def numbers_here() -> tuple[Numbers, ...]:
-    """The kinds for this platform, the main one first.
+    return numbers_on(jax.default_backend())
+
+
+@functools.cache
+def numbers_on(platform: str) -> tuple[Numbers, ...]:
+    """The kinds for a platform, the main one first.
 
     On an accelerator that is bfloat16, and there is no float32: its units may round that to fewer bits, each its own.
     """
-    floats = ("float32", "bfloat16") if jax.default_backend() == "cpu" else ("bfloat16",)
+    floats = ("float32", "bfloat16") if platform == "cpu" else ("bfloat16",)
     main = floats[0]
     packed = Numbers("int8", main, INT8), Numbers("int4", main, INT4), Numbers("int8 x int8", main, INT8, True)
     return (*(Numbers(name, name) for name in floats), *packed)
@@ -120,10 +124,14 @@ def _matrix_columns(w: jax.Array | Quantized, columns: jax.Array, transposed: bo
 def matrices(numbers: Numbers, groups: int, inner: int, width: int) -> jax.Array | Quantized:
     """w of `operands`."""
     w = jnp.asarray(_host_matrices(groups, inner, width)).astype(numbers.dtype)
-    if numbers.weights is None:
-        return w
-    size = math.gcd(INT4_GROUP, inner) if numbers.weights == INT4 else None
-    return jax.jit(lambda w: quantize(w, numbers.weights, group_size=size))(w)
+    return w if numbers.weights is None else jax.jit(functools.partial(quantized_as, numbers))(w)
+
+
+def quantized_as(numbers: Numbers, w: jax.Array) -> Quantized:
+    """w in the format of these numbers."""
+    assert numbers.weights is not None
+    size = math.gcd(INT4_GROUP, w.shape[1]) if numbers.weights == INT4 else None
+    return quantize(w, numbers.weights, group_size=size)
 
 
 @functools.lru_cache(maxsize=1)
