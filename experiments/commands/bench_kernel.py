@@ -133,7 +133,6 @@ def _is_measure(name: str, passed: PASSED) -> bool:
 def _line(
     case: Any, which: str, contender: Contender, times: np.ndarray, rates: dict[str, Any], ratios: dict[str, Any]
 ) -> dict[str, Any]:
-    shape = case.shape._asdict()
     return {
         "case": str(case),
         "kind": case.kind,
@@ -141,7 +140,8 @@ def _line(
         "contender": str(contender),
         "name": contender.name,
         "numbers": contender.numbers,
-        "shape": shape,
+        "shape": case.shape._asdict(),
+        **({"group_sizes": case.sizes.tolist()} if hasattr(case, "sizes") else {}),
         "seconds": {"median": float(np.median(times)), "fastest": float(times.min())},
         **rates,
         "ratio": {peer: {"median": found.median, "fastest": found.fastest} for peer, found in ratios.items()},
@@ -201,8 +201,11 @@ def _table(title: str) -> Table:
 
 def _print(table: Table, console: Console) -> None:
     """At its full width: a line stays one line, and whole, also in a file."""
-    width = Measurement.get(console, console.options.update(max_width=1000), table).maximum
-    console.print(table, width=max(width, console.width), crop=False)
+    narrow = console.width
+    console.width = 1000
+    console.width = max(Measurement.get(console, console.options, table).maximum, narrow)
+    console.print(table)
+    console.width = narrow
 
 
 def _add_columns(table: Table, words: Iterable[str], numbers: Iterable[str]) -> None:
