@@ -111,15 +111,13 @@ def test_every_row_of_a_large_result_is_checked_in_columns_from_the_first_to_the
 
 
 def test_a_wrong_pass_is_found_and_a_refusal_is_told(monkeypatch: pytest.MonkeyPatch):
-    table = {"wrong": lambda x, w, sizes: grouped_matmul(x, w, sizes, implementation="reference") * 1.001}
-
-    def refuse(*_: Any) -> jax.Array:
-        raise NotImplementedError("x is too good")
+    def product(*given: Any, implementation: str) -> jax.Array:
+        if implementation == "refuses":
+            raise NotImplementedError("x is too good")
+        return grouped_matmul(*given, implementation="reference") * 1.001
 
     monkeypatch.setattr(bench, "IMPLEMENTATIONS", {"wrong": None, "refuses": None})
-    monkeypatch.setattr(
-        bench, "grouped_matmul", lambda *o, implementation: (table | {"refuses": refuse})[implementation](*o)
-    )
+    monkeypatch.setattr(bench, "grouped_matmul", product)
     monkeypatch.setattr(bench, "available", lambda: {})
     floats = operands.numbers_here()[:1]
     monkeypatch.setattr(cases, "numbers_here", lambda: floats)
