@@ -23,7 +23,7 @@ __all__ = ["CASE", "PASSES", "cases", "ceilings", "checks", "names", "notes", "r
 
 CASE = "case: M x D x F, E"
 """What a case's name says."""
-AFFORDABLE = {"cpu": 1e10, "gpu": 1e14, "tpu": 1e14}
+AFFORDABLE = {"cpu": 3e9, "gpu": 1e14, "tpu": 1e14}
 """Floating-point operations of every row with every group, above which what costs so much is left out."""
 COSTS_TIMES_E = {"cpu": ("xla", "reference"), "gpu": ("xla", "reference"), "tpu": ("reference",)}
 MADE_FOR = {"native": "cpu", "blocked": "cpu", "mosaic_tpu": "tpu"}

@@ -19,7 +19,7 @@ ALLOWED_ERROR = {"float32": 1e-5, "bfloat16": 1e-2}
 result, are off by up to 0.4%."""
 INT4_GROUP = 128
 """Rows of D that share an int4 scale, or what divides both. int8 has one scale per column."""
-CHECKED = 2e10
+CHECKED = 3e9
 """Floating-point operations, above which of a result every row is checked in some columns alone."""
 CHECKED_COLUMNS = 64
 
