@@ -102,7 +102,7 @@ def cases(quick: bool, kinds: Sequence[Kind] = (), model: str | None = None) -> 
         notes.append(f"M, D and F of models are divided by {CPU_DIVISOR} on CPU: {', '.join(sorted(divided))}")
         if not (kinds or model):
             found = [case for case in found if _by_default_on_cpu(case)]
-            notes.append("of models, prefill and down projections in training are left out; --cases models has them")
+            notes.append("of models, prefill and down projections are left out; --cases models has them")
     memory = memory_bytes()
     notes += [
         f"{case} is left out: it needs about {case.bytes_needed / 1e9:.1f} GB, {memory / 1e9:.1f} GB are there"
@@ -114,7 +114,7 @@ def cases(quick: bool, kinds: Sequence[Kind] = (), model: str | None = None) -> 
 
 def _by_default_on_cpu(case: Case) -> bool:
     """Not what costs minutes and shows little: dx of the up projection is a product of the down projection's shape."""
-    return not (case.phase == "prefill" or (case.phase == "training" and case.projection == "down"))
+    return case.phase != "prefill" and case.projection != "down"
 
 
 def memory_bytes() -> float:
