@@ -1,164 +1,135 @@
-"""What a grouped matmul costs, as ratios within one process: implementations and peers, after a check of their results.
+"""What a grouped matmul costs within one process: implementations and peers, after a check of their results.
 
-Letters: M rows, D inner width, F output width, E groups.
+Letters: M rows, D inner width, F output width, E groups. The shapes are those of `cases.py`, the numbers those of
+`operands.py`, the peers those of `peers.py`.
 """
 
 import functools
-import importlib.util
-import time
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from .api import IMPLEMENTATIONS, grouped_matmul
-from .shapes import (
-    DATA,
-    DECODE_ROWS,
-    EXPERT_GROUPS,
-    EXPERTS,
-    LAYERS,
-    Shape,
-    drawn_sizes,
-    even_sizes,
-    routed_counts,
-    scaled_sizes,
-)
+from ..ceilings import Ceilings, measure_ceilings
+from ..implementations import OTHER
+from ..measuring import Call, Check, Contender, in_turns
+from .api import IMPLEMENTATIONS, PREFERRED, grouped_matmul
+from .cases import PASSES, Case, cases
+from .operands import Numbers, Operands, checked_columns, in_float64, matrices, numbers_here, operands
+from .peers import absent, available, versions
+
+__all__ = ["CASE", "PASSES", "cases", "ceilings", "checks", "names", "notes", "rates", "seconds", "versions"]
 
 CASE = "case: M x D x F, E"
 """What a case's name says."""
-PASSES = ("forward", "dx", "dw")
-ALLOWED_ERROR = 1e-5
-"""Of the largest element, in float32."""
-AFFORDABLE = 2e10
-"""Floating-point operations of every row with every group, above which what costs so much (on CPU) is left out."""
-COSTS_TIMES_E = ("xla", "reference")
-
-Call = Callable[[], object]
+AFFORDABLE = {"cpu": 3e9, "gpu": 1e14, "tpu": 1e14}
+"""Floating-point operations of every row with every group, above which what costs so much is left out."""
+COSTS_TIMES_E = {"cpu": ("xla", "reference"), "gpu": ("xla", "reference"), "tpu": ("reference",)}
+MADE_FOR = {"native": "cpu", "blocked": "cpu", "mosaic_tpu": "tpu"}
+"""The platform of an implementation that is not for all."""
 
 
-class Case(NamedTuple):
-    """One grouped matmul."""
-
-    kind: str
-    """"experts", "layer" or "decode"."""
-    shape: Shape
-    spread: str
-    """How the rows spread over the groups."""
-    sizes: np.ndarray
-
-    @property
-    def passes(self) -> tuple[str, ...]:
-        return PASSES[:1] if self.kind == "decode" else PASSES
-
-    @property
-    def implementations(self) -> tuple[str, ...]:
-        affordable = 2 * float(np.prod(self.shape)) * len(self.sizes) <= AFFORDABLE
-        return tuple(name for name in runnable() if affordable or name not in COSTS_TIMES_E)
-
-    def __str__(self) -> str:
-        """Kind, M x D x F, E, spread."""
-        return f"{self.kind} {'x'.join(map(str, self.shape))} {len(self.sizes)} {self.spread}"
+def implementations(platform: str) -> tuple[str, ...]:
+    """Those of ours that are for a platform."""
+    return tuple(name for name in IMPLEMENTATIONS if MADE_FOR.get(name, platform) == platform)
 
 
-def cases(quick: bool) -> list[Case]:
-    """What is measured; with `quick`, some of it."""
-    counts = routed_counts()
-    found = []
-    for shape in EXPERTS[1:] if quick else EXPERTS:
-        for groups in EXPERT_GROUPS[::3] if quick else EXPERT_GROUPS:
-            found.append(Case("experts", shape, "even", even_sizes(shape.rows, groups)))
-        for name, count in counts.items():
-            found.append(Case("experts", shape, name, scaled_sizes(count, shape.rows)))
-    for shape, groups in LAYERS[:1] if quick else LAYERS:
-        found.append(Case("layer", shape, "even", even_sizes(shape.rows, groups)))
-        found.append(Case("layer", shape, "skewed", scaled_sizes(1 / (1 + np.arange(groups)), shape.rows)))
-    for rows in DECODE_ROWS[::3] if quick else DECODE_ROWS:
-        for _, inner, width in EXPERTS[1:] if quick else EXPERTS:
-            for groups in EXPERT_GROUPS[::3] if quick else EXPERT_GROUPS:
-                found.append(Case("decode", Shape(rows, inner, width), "drawn", drawn_sizes(rows, groups)))
-    return found
+def names() -> tuple[str, ...]:
+    """Of what is timed, without its numbers: ours, then the peers, whose first is the measure."""
+    return (*(name for name in implementations(jax.default_backend()) if name != "reference"), *available())
 
 
-def left_out(cases: list[Case]) -> Iterator[str]:
-    """What a reader might miss in the tables, and why."""
-    if not routed_counts():
-        yield f"{DATA} is not set: the rows with counts of OLMoE and Mixtral are left out"
-    if "torch" not in peers():
-        yield "torch is not installed: times are multiples of one dense product by JAX"
-    if any("xla" not in case.implementations for case in cases):
-        names = " and ".join(COSTS_TIMES_E)
-        yield f"{names}, which cost E times too much here, are left out above {AFFORDABLE:.0e} FLOPs"
+def notes(cases: list[Case]) -> Iterator[str]:
+    """What is left out of all cases, and why."""
+    platform = jax.default_backend()
+    for name, reason in absent().items():
+        yield f"{name} is left out: {reason}"
+    for name, other in MADE_FOR.items():
+        if other != platform:
+            yield f"{name} is left out: it is for {other}"
+    if "torch" not in available():
+        yield "times are multiples of one dense product by JAX"
+    costly = " and ".join(COSTS_TIMES_E[platform])
+    yield f"{costly}: over {numbers_here()[0].name} alone"
+    if any(_too_dear(name, case) for case in cases for name in COSTS_TIMES_E[platform]):
+        yield f"{costly} do E times the work here: they are left out above {AFFORDABLE[platform]:.0e} FLOPs of it"
+    if platform != "cpu":
+        yield f"float32 is left out on {platform}: its units may round it to fewer bits"
 
 
-def runnable() -> tuple[str, ...]:
-    """The implementations for this platform."""
-    return tuple(name for name in IMPLEMENTATIONS if name != "mosaic_tpu" or jax.default_backend() == "tpu")
+def ceilings() -> Ceilings:
+    """For the numbers that are used here."""
+    return measure_ceilings(numbers.unit for numbers in numbers_here())
 
 
-def peers() -> tuple[str, ...]:
-    """What our implementations are measured against, the first being the measure: torch where it is installed."""
-    return ("torch", "dense") if importlib.util.find_spec("torch") else ("dense",)
+def checks(case: Case) -> Iterator[Check]:
+    """What every contender's result is worth.
 
-
-def errors(case: Case) -> Iterator[tuple[str, str, float]]:
-    """Implementation, pass, and its largest error as a part of the largest element of the float64 result."""
-    operands = _operands(case)
-    expected = _in_float64(case, *operands)
-    for name in case.implementations:
-        for which in case.passes:
-            result = np.asarray(_ours(name, which, case, *operands)(), np.float64)
-            error = np.abs(result - expected[which]).max() / np.abs(expected[which]).max()
-            yield name, which, float(error) if np.isfinite(error) else float("inf")
-
-
-def ratios(case: Case, rounds: int) -> Iterator[tuple[str, dict[str, float]]]:
-    """For each pass: every contender's time as a multiple of the first peer's, by name.
-
-    In every round each contender runs twice and its second run counts: in the first, the threads of the one before may
-    still be spinning. The fastest round counts, for what disturbs only ever adds.
+    Over other numbers than the main ones, the first of the implementations that the platform prefers is enough.
     """
-    operands = _operands(case)
+    preferred = PREFERRED.get(jax.default_backend(), PREFERRED[OTHER])
     for which in case.passes:
-        names = [name for name in case.implementations if name != "reference"]
-        contenders = {name: _ours(name, which, case, *operands) for name in names}
-        contenders |= {name: {"torch": _torch, "dense": _dense}[name](which, case, *operands) for name in peers()}
-        fastest = dict.fromkeys(contenders, float("inf"))
-        for call in contenders.values():
-            call()  # compiles
-        for _ in range(rounds):
-            for name, call in contenders.items():
-                call()
-                start = time.perf_counter()
-                call()
-                fastest[name] = min(fastest[name], time.perf_counter() - start)
-        yield which, {name: seconds / fastest[peers()[0]] for name, seconds in fastest.items()}
+        columns = checked_columns(which, case.shape)
+        for numbers in case.numbers(which):
+            given, expected, chosen = _operands(numbers, case), None, False
+            for contender in _contenders(case, numbers):
+                if chosen and contender.name in preferred:
+                    continue
+                if contender.peer and not available()[contender.name].grouped:
+                    yield Check(contender, which, None, numbers.allowed)
+                    continue
+                try:
+                    found = _columns(_call(contender, which, numbers, case, given)(), columns)
+                except Exception as error:
+                    if not _may_fail(contender, error):
+                        raise
+                    yield Check(contender, which, None, numbers.allowed, refusal=_first_line(error))
+                    continue
+                chosen |= not contender.main and contender.name in preferred
+                if expected is None:
+                    expected = in_float64(which, given, case.sizes, columns)
+                error = np.abs(found - expected).max() / np.abs(expected).max()
+                yield Check(contender, which, float(error) if np.isfinite(error) else float("inf"), numbers.allowed)
 
 
-def _operands(case: Case) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """x [M, D], w [E, D, F] and dy [M, F]."""
-    rows, inner, width = case.shape
-    random = np.random.default_rng(0)
-    shapes = (rows, inner), (len(case.sizes), inner, width), (rows, width)
-    x, w, dy = (random.standard_normal(shape, np.float32) for shape in shapes)
-    return x, w, dy
+def seconds(
+    case: Case, which: str, wanted: Sequence[Contender], rounds: int
+) -> tuple[dict[Contender, np.ndarray], list[Check]]:
+    """The seconds in every round of what `checks` found right, and what failed after all, with its reason."""
+    calls, failed = {}, []
+    for numbers in case.numbers(which):
+        given = _operands(numbers, case)
+        for contender in _contenders(case, numbers):
+            if contender not in wanted or contender.name == "reference":
+                continue
+            try:
+                call = _call(contender, which, numbers, case, given)
+                call()  # compiles
+                calls[contender] = call
+            except Exception as error:
+                if not _may_fail(contender, error):
+                    raise
+                failed.append(Check(contender, which, None, numbers.allowed, refusal=_first_line(error)))
+    return in_turns(calls, rounds), failed
 
 
-def _in_float64(case: Case, x: np.ndarray, w: np.ndarray, dy: np.ndarray) -> dict[str, np.ndarray]:
-    x, dy = x.astype(np.float64), dy.astype(np.float64)
-    y, dx, dw = np.zeros(dy.shape), np.zeros(x.shape), np.zeros(w.shape)
-    end = 0
-    for group, size in enumerate(case.sizes):
-        mine = slice(end, end := end + int(size))
-        matrix = w[group].astype(np.float64)
-        y[mine], dx[mine], dw[group] = x[mine] @ matrix, dy[mine] @ matrix.T, x[mine].T @ dy[mine]
-    return {"forward": y, "dx": dx, "dw": dw}
+def rates(
+    case: Case, which: str, contender: Contender, seconds: float, ceilings: Ceilings | None
+) -> dict[str, float | str | None]:
+    """What so many seconds are: operations or, in decoding, bytes of the groups' matrices in a second, and of what the
+    machine can do.
 
-
-def _ours(name: str, which: str, case: Case, x: np.ndarray, w: np.ndarray, dy: np.ndarray) -> Call:
-    return _placed(compiled_pass(name, which), x, w, case.sizes, dy)
+    The dense product, which reads one matrix, is always judged by its operations.
+    """
+    numbers = _numbers_of(contender, case, which)
+    if case.decodes and contender.name != "dense":
+        w = matrices(numbers, len(case.sizes), case.shape.inner, case.shape.width)
+        rate, limit, unit = w.nbytes * np.mean(case.sizes > 0) / seconds, ceilings and ceilings.bytes, "GB/s of weights"
+    else:
+        rate, limit, unit = case.flops / seconds, ceilings and ceilings.flops[numbers.unit], "GFLOP/s"
+    percent = None if limit is None else float(100 * rate / limit)
+    return {"rate": float(rate / 1e9), "unit": unit, "percent_of_ceiling": percent}
 
 
 @functools.cache
@@ -166,35 +137,53 @@ def compiled_pass(name: str, which: str) -> Callable[..., jax.Array]:
     """An implementation's forward, dx or dw, as a function of x, w, sizes and dy."""
 
     def run(x, w, sizes, dy):
-        # What a pass does not need, the compiler leaves out.
-        y, back = jax.vjp(lambda x, w: grouped_matmul(x, w, sizes, implementation=name), x, w)
-        return {"forward": lambda: y, "dx": lambda: back(dy)[0], "dw": lambda: back(dy)[1]}[which]()
+        def product(x, w):
+            return grouped_matmul(x, w, sizes, implementation=name)
+
+        # Of both gradients, the compiler leaves out the one that is not asked for.
+        return product(x, w) if which == "forward" else jax.vjp(product, x, w)[1](dy)[("dx", "dw").index(which)]
 
     return jax.jit(run)
 
 
-def _placed(function: Callable[..., jax.Array], *arguments: np.ndarray) -> Callable[[], jax.Array]:
-    placed = [jnp.asarray(argument) for argument in arguments]
-    return lambda: function(*placed).block_until_ready()
+def _too_dear(name: str, case: Case) -> bool:
+    platform = jax.default_backend()
+    return name in COSTS_TIMES_E[platform] and case.flops * len(case.sizes) > AFFORDABLE[platform]
 
 
-def _dense(which: str, _case: Case, x: np.ndarray, w: np.ndarray, dy: np.ndarray) -> Call:
-    """One product of all rows with one matrix, by JAX: as many operations, no groups."""
-    products = {"forward": (jnp.matmul, x, w[0]), "dx": (lambda dy, w: dy @ w.T, dy, w[0])}
-    function, *arguments = products.get(which, (lambda x, dy: x.T @ dy, x, dy))
-    return _placed(jax.jit(function), *arguments)
+def _contenders(case: Case, numbers: Numbers) -> Iterator[Contender]:
+    main = numbers == numbers_here()[0]
+    for name in implementations(jax.default_backend()):
+        if not _too_dear(name, case) and (main or name not in COSTS_TIMES_E[jax.default_backend()]):
+            yield Contender(name, numbers.name, main)
+    if numbers.weights is None:
+        for name in available():
+            yield Contender(name, numbers.name, main, peer=True)
 
 
-def _torch(which: str, case: Case, x: np.ndarray, w: np.ndarray, dy: np.ndarray) -> Call:
-    """`torch.nn.functional.grouped_mm`, as its own autograd calls it."""
-    import torch  # pyright: ignore[reportMissingImports]
+def _numbers_of(contender: Contender, case: Case, which: str) -> Numbers:
+    return next(numbers for numbers in case.numbers(which) if numbers.name == contender.numbers)
 
-    rows, matrices, gradients = (torch.from_numpy(array) for array in (x, w, dy))
-    ends = torch.from_numpy(np.cumsum(case.sizes, dtype=np.int32))
-    product = torch.nn.functional.grouped_mm
-    calls = {
-        "forward": lambda: product(rows, matrices, offs=ends),
-        "dx": lambda: product(gradients, matrices.transpose(1, 2), offs=ends),
-        "dw": lambda: product(rows.T, gradients, offs=ends),
-    }
-    return calls[which]
+
+def _call(contender: Contender, which: str, numbers: Numbers, case: Case, given: Operands) -> Call:
+    if contender.peer:
+        return available()[contender.name].call(which, numbers, given, case.shape)
+    return Call(lambda: compiled_pass(contender.name, which)(*given))
+
+
+def _operands(numbers: Numbers, case: Case) -> Operands:
+    return operands(numbers, case.shape, case.sizes)
+
+
+def _columns(result: Any, columns: np.ndarray) -> np.ndarray:
+    taken = result if result.shape[-1] == len(columns) else result[..., columns]
+    return np.asarray(taken.double().cpu() if hasattr(taken, "cpu") else taken, np.float64)
+
+
+def _may_fail(contender: Contender, error: Exception) -> bool:
+    """Whether to say so and go on: a peer's affair, a limit of an implementation of ours, or too little memory."""
+    return contender.peer or isinstance(error, NotImplementedError) or "RESOURCE_EXHAUSTED" in str(error)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

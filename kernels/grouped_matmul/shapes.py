@@ -28,6 +28,25 @@ LAYERS = ((Shape(8192, 96, 32), 16), (Shape(8192, 128, 64), 8), (Shape(8192, 128
 DECODE_ROWS = (16, 32, 64, 128)
 
 
+class Model(NamedTuple):
+    """D, F, E and K of the mixture layers in a model's published configuration. F is one of gate and up, not both."""
+
+    width: int
+    hidden: int
+    experts: int
+    per_token: int
+
+
+MODELS = {
+    "Mixtral-8x7B": Model(4096, 14336, 8, 2),
+    "OLMoE": Model(2048, 1024, 64, 8),
+    "Qwen3-30B-A3B": Model(2048, 768, 128, 8),
+    "DeepSeek-V3": Model(7168, 2048, 256, 8),
+}
+PHASES = {"decode": 64, "prefill": 2048, "training": 8192}
+"""Tokens of a decoding step, of a prompt, and of one device's part of a training step; M is K times as many."""
+
+
 def even_sizes(rows: int, groups: int) -> np.ndarray:
     return scaled_sizes(np.ones(groups), rows)
 
@@ -44,6 +63,30 @@ def scaled_sizes(counts: np.ndarray | Sequence[int], rows: int) -> np.ndarray:
     sizes = np.floor(shares).astype(np.int32)
     sizes[np.argsort(sizes - shares, kind="stable")[: rows - sizes.sum()]] += 1
     return sizes
+
+
+def model_shape(model: str, phase: str, projection: str, divisor: int) -> Shape:
+    """Of a model's "up" or "down" projection, with M, D and F divided; M is at least 1."""
+    width, hidden, _, per_token = MODELS[model]
+    inner, out = (width, hidden) if projection == "up" else (hidden, width)
+    return Shape(max(PHASES[phase] * per_token // divisor, 1), inner // divisor, out // divisor)
+
+
+def model_loads(model: str, counts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Relative loads of a model's experts by name: even ones, and measured ones.
+
+    Mixtral and OLMoE have their own counts on c4. The others get OLMoE's, resampled: its experts in order of load, read
+    at as many even steps, in a drawn order. Without `counts`, the e-th of them gets 1 / e.
+    """
+    experts = MODELS[model].experts
+    even, own = np.ones(experts), f"{model.partition('-')[0]}, c4"
+    if not counts:
+        return {"even": even, "skewed": 1 / np.arange(1, experts + 1)}
+    if own in counts:
+        return {"even": even, own: counts[own]}
+    source = np.sort(counts["OLMoE, c4"])
+    resampled = np.interp(np.linspace(0, len(source) - 1, experts), np.arange(len(source)), source)
+    return {"even": even, "OLMoE, c4, resampled": np.random.default_rng(0).permutation(resampled)}
 
 
 def routed_counts() -> dict[str, np.ndarray]:

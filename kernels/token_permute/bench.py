@@ -4,15 +4,16 @@ Letters: T tokens, D width, K experts per token, A assignments, M rows, E expert
 """
 
 import functools
+import importlib.metadata
 import importlib.util
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..measuring import Call, Check, Contender, in_turns
 from .api import PERMUTES, SORTS, permute, sort_by_expert, unpermute
 from .permutation import Permutation
 from .shapes import MODELS, MOVED, SORTED, Shape, drawn_experts
@@ -25,8 +26,6 @@ MOVES = ("permute", "unpermute", "dx", "drows")
 PASSES = ("sort", *MOVES)
 ALLOWED_ERROR = 1e-5
 """Of the largest element, in float32. A sort is right or infinitely wrong."""
-
-Call = Callable[[], object]
 
 
 class Case(NamedTuple):
@@ -62,19 +61,24 @@ class Operands(NamedTuple):
     dy: np.ndarray
 
 
-def cases(quick: bool) -> list[Case]:
-    """What is measured; with `quick`, some of it."""
+def cases(quick: bool) -> tuple[list[Case], list[str]]:
+    """What is measured; with `quick`, some of it. Nothing is left out."""
     found = []
     for kind, counts in (("sort", SORTED[:1] if quick else SORTED), ("move", (MOVED,))):
         for model, shape in list(MODELS.items())[: 2 if quick else None]:
             found += [Case(kind, model, shape, drawn_experts(shape, count)) for count in counts]
-    return found
+    return found, []
 
 
-def left_out(_: list[Case]) -> Iterator[str]:
+def notes(_: list[Case]) -> Iterator[str]:
     """What a reader might miss in the tables, and why."""
     if "torch" not in peers():
         yield "torch is not installed: times are multiples of plain JAX: a stable argsort, indexing, a scatter"
+
+
+def names() -> tuple[str, ...]:
+    """Of what is timed: ours, then the peers, whose first is the measure."""
+    return (*(name for name in IMPLEMENTATIONS if name != "reference"), *peers())
 
 
 def peers() -> tuple[str, ...]:
@@ -82,31 +86,47 @@ def peers() -> tuple[str, ...]:
     return ("torch", "jax") if importlib.util.find_spec("torch") else ("jax",)
 
 
-def errors(case: Case) -> Iterator[tuple[str, str, float]]:
-    """Implementation, pass, and its largest error as a part of the largest element of the float64 result."""
+def versions() -> dict[str, str]:
+    """Of the peers' packages."""
+    return {name: importlib.metadata.version(name) for name in peers()}
+
+
+def ceilings() -> None:
+    """Nothing that a machine's ceiling would say much about."""
+
+
+def rates(*_: object) -> dict[str, float | str | None]:
+    """As little as of ceilings."""
+    return {}
+
+
+def checks(case: Case) -> Iterator[Check]:
+    """What every implementation's result is worth."""
     operands = _operands(case)
     for which in case.passes:
         expected = _in_float64(which, case, operands)
         for name in case.implementations:
             found = _placed(compiled_pass(name, which, case.shape.experts), *operands)()
-            yield name, which, _error(jax.tree.leaves(found), expected)
+            yield Check(Contender(name), which, _error(jax.tree.leaves(found), expected), ALLOWED_ERROR)
+        for name in peers():
+            yield Check(Contender(name, peer=True), which, None, ALLOWED_ERROR)
 
 
-def ratios(case: Case, rounds: int) -> Iterator[tuple[str, dict[str, float]]]:
-    """For each pass: every contender's time as a multiple of the first peer's, by name; the fastest of the rounds."""
+def seconds(
+    case: Case, which: str, wanted: Sequence[Contender], rounds: int
+) -> tuple[dict[Contender, np.ndarray], list[Check]]:
+    """The seconds in every round of those contenders, and what failed, which nothing does."""
     operands = _operands(case)
-    for which in case.passes:
-        names = [name for name in case.implementations if name != "reference"]
-        contenders = {name: _placed(compiled_pass(name, which, case.shape.experts), *operands) for name in names}
-        contenders |= {name: {"torch": _torch, "jax": _jax}[name](which, case, operands) for name in peers()}
-        fastest = dict.fromkeys(contenders, float("inf"))
-        for _ in range(rounds):
-            for name, call in contenders.items():
-                call()  # compiles in the first round; in the others the threads of the one before come to rest
-                start = time.perf_counter()
-                call()
-                fastest[name] = min(fastest[name], time.perf_counter() - start)
-        yield which, {name: seconds / fastest[peers()[0]] for name, seconds in fastest.items()}
+    peer_calls = {"torch": _torch, "jax": _jax}
+    calls = {}
+    for contender in wanted:
+        if contender.peer:
+            calls[contender] = peer_calls[contender.name](which, case, operands)
+        elif contender.name != "reference":
+            calls[contender] = _placed(compiled_pass(contender.name, which, case.shape.experts), *operands)
+    for call in calls.values():
+        call()  # compiles
+    return in_turns(calls, rounds), []
 
 
 def _operands(case: Case) -> Operands:
@@ -179,7 +199,7 @@ def compiled_pass(name: str, which: str, experts: int) -> Callable[..., object]:
 
 def _placed(function: Callable[..., object], *arguments: np.ndarray | Permutation) -> Call:
     placed = jax.tree.map(jnp.asarray, arguments)
-    return lambda: jax.block_until_ready(function(*placed))
+    return Call(lambda: function(*placed))
 
 
 def _jax(which: str, case: Case, operands: Operands) -> Call:
@@ -226,4 +246,4 @@ def _torch(which: str, case: Case, operands: Operands) -> Call:
         "dx": lambda: torch.zeros_like(x).index_add(0, token, rows),
         "drows": drows,
     }
-    return calls[which]
+    return Call(calls[which], lambda _: None)

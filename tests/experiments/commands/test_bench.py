@@ -1,17 +1,23 @@
 """`dynamoe bench` checks results, then prints ratios."""
 
 import dataclasses
+import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from dynamoe.experiments.commands import bench_compile
 from dynamoe.experiments.experiment import Experiment
 from dynamoe.experiments.recipes import standard_library, standard_library_dense
 from dynamoe.kernels import sort_by_expert
-from dynamoe.kernels.grouped_matmul import api, bench
+from dynamoe.kernels.aot import Report
+from dynamoe.kernels.ceilings import Ceilings
+from dynamoe.kernels.grouped_matmul import api, bench, peers
+from dynamoe.kernels.grouped_matmul.cases import Case
 from dynamoe.kernels.grouped_matmul.shapes import Shape
 from dynamoe.kernels.token_permute import bench as token_permute
 from dynamoe.kernels.token_permute.api import PERMUTES, SORTS
@@ -21,63 +27,127 @@ from dynamoe.moe import DroplessDispatcher
 Dynamoe = Callable[..., tuple[int, str, str]]
 
 TINY = [
-    bench.Case("experts", Shape(20, 6, 4), "skewed", np.array([11, 0, 9], np.int32)),
-    bench.Case("decode", Shape(6, 4, 3), "drawn", np.array([2, 4], np.int32)),
+    Case("experts", Shape(20, 6, 4), "skewed", np.array([11, 0, 9], np.int32)),
+    Case("decode", Shape(6, 4, 3), "drawn", np.array([2, 4], np.int32)),
 ]
+CEILINGS = Ceilings({"float32": 1e9, "bfloat16": 2e9, "int8": 4e9}, 1e9)
+LEFT_OUT = "experts 1x1x1 1 even is left out: it needs about 9.0 GB, 1.0 GB are there"
 
 
 @pytest.fixture(autouse=True)
 def few_cases(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "cases", lambda quick: TINY[:1] if quick else TINY)
-    monkeypatch.setattr(bench, "peers", lambda: ("dense",))
+    monkeypatch.setattr(bench, "cases", lambda quick, kinds, model: (TINY[:1] if quick else TINY, [LEFT_OUT]))
+    monkeypatch.setattr(bench, "available", lambda: {"dense": peers.PEERS["dense"]})
+    monkeypatch.setattr(bench, "measure_ceilings", lambda units: CEILINGS)
+    monkeypatch.setattr(bench, "implementations", lambda platform: ("blocked", "xla"))
     monkeypatch.delenv("DYNAMOE_DATA", raising=False)
     bench.compiled_pass.cache_clear()
 
 
-def test_prints_errors_then_ratios_then_their_means(dynamoe: Dynamoe) -> None:
-    status, output, errors = dynamoe("bench", "grouped_matmul", "--rounds", "1")
+def test_prints_errors_then_ratios_then_their_means_and_writes_a_line_for_each_contender(
+    dynamoe: Dynamoe, tmp_path: Path
+) -> None:
+    file = tmp_path / "bench.jsonl"
+    status, output, errors = dynamoe("bench", "grouped_matmul", "--rounds", "2", "--output", str(file))
     assert (status, errors) == (0, "")
-    lines = [line.split() for line in output.splitlines() if line]
-    for name in bench.runnable():
-        assert sum(line[:5] == ["experts", "20x6x4", "3", "skewed", name] for line in lines) == 1
-    timed = [line for line in lines if line[4:5] in (["forward"], ["dx"], ["dw"])]
-    assert [line[4] for line in timed] == ["forward", "dx", "dw", "forward"]
-    assert all(len(line) == 5 + len(bench.runnable()) and line[-1] == "1.00" and float(line[5]) > 0 for line in timed)
-    assert [line for line in lines if line[:3] == ["decode", "forward", "dense"]] == [
-        ["decode", "forward", "dense", "1", "1.00", "1.00"]
-    ]
-    assert output.index("all correct") < output.index("time, dense = 1") < output.index("over all cases of a kind")
+    assert output.index("all correct") < output.index("time, dense = 1") < output.rindex("over all cases of a kind")
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    found = {(line["case"], line["pass"], line["contender"]): line for line in lines}
+    assert len(found) == len(lines)
+    packed = ("bfloat16", "int8", "int4", "int8 x int8")
+    decoding = {"blocked", "xla", "dense", "dense bfloat16", *(f"blocked {numbers}" for numbers in packed)}
+    assert {name for case, _, name in found if case == "decode 6x4x3 2 drawn"} == decoding
+    assert {which for case, which, _ in found if case == "experts 20x6x4 3 skewed"} == {"forward", "dx", "dw"}
+    line = found["decode 6x4x3 2 drawn", "forward", "blocked int4"]
+    assert (line["kind"], line["numbers"], line["name"], line["rounds"]) == ("decode", "int4", "blocked", 2)
+    assert line["shape"] == {"rows": 6, "inner": 4, "width": 3} and line["group_sizes"] == [2, 4]
+    assert line["seconds"]["median"] >= line["seconds"]["fastest"] > 0
+    assert line["unit"] == "GB/s of weights" and line["percent_of_ceiling"] == pytest.approx(100 * line["rate"])
+    assert line["ratio"]["dense"]["median"] > 0 and line["ratio"]["dense"]["fastest"] > 0
+    assert (line["platform"], line["device"]) == ("cpu", jax.devices()[0].device_kind)
+    assert {"python", "jax", "jaxlib"} <= set(line["versions"]) and line["date"].startswith("20")
+    assert found["decode 6x4x3 2 drawn", "forward", "dense"]["ratio"]["dense"] == {"median": 1.0, "fastest": 1.0}
+    assert found["experts 20x6x4 3 skewed", "dw", "xla"]["unit"] == "GFLOP/s"
+    assert re.search(r"experts 20x6x4 3 skewed +dw +float32 +\d+\.\d\d +\d+\.\d\d +1\.00", output)
+    assert re.search(r"decode +forward +blocked int8 x int8 +1 +\d+\.\d\d", output)
 
 
 def test_says_what_is_left_out(dynamoe: Dynamoe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "AFFORDABLE", 500.0)
+    monkeypatch.setitem(bench.AFFORDABLE, "cpu", 500.0)
     status, output, errors = dynamoe("bench", "--quick", "--rounds", "1")
     assert (status, errors) == (0, "")
-    assert "DYNAMOE_DATA is not set: the rows with counts of OLMoE and Mixtral are left out" in output
-    assert "torch is not installed: times are multiples of one dense product by JAX" in output
-    assert "xla and reference, which cost E times too much here, are left out above 5e+02 FLOPs" in output
+    assert LEFT_OUT in output
+    assert "megablox is left out: it is for tpu" in output and "mosaic_tpu is left out: it is for tpu" in output
+    assert "times are multiples of one dense product by JAX" in output
+    assert "xla and reference do E times the work here: they are left out above 5e+02 FLOPs of it" in output
     assert "decode" not in output.split("all correct")[1]
 
 
-def test_a_wrong_result_has_status_1_and_is_not_timed(dynamoe: Dynamoe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_result_has_status_1_and_is_not_timed(
+    dynamoe: Dynamoe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setitem(api.IMPLEMENTATIONS, "xla", lambda x, w, sizes: 1.01 * jax.lax.ragged_dot(x, w, sizes))
-    status, output, _ = dynamoe("bench", "--quick")
+    status, output, _ = dynamoe("bench", "--quick", "--output", str(tmp_path / "bench.jsonl"))
     assert status == 1
-    assert "WRONG" in output and "a result is wrong: nothing is timed" in output and "time," not in output
+    assert "experts 20x6x4 3 skewed, dx: xla is WRONG by 1.0e-02, allowed is 1e-05" in output
+    assert "a result is wrong: nothing is timed" in output and "time," not in output
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_rounds_out_of_range_are_refused(dynamoe: Dynamoe) -> None:
-    status, output, errors = dynamoe("bench", "--rounds", "0")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--rounds", "0"), "rounds is 0; it must be at least 1"),
+        (("training_step", "--quick"), "quick is True; training_step has one shape"),
+        (("training_step", "--output", "here"), "output is here; training_step writes none"),
+        (("token_permute", "--model", "OLMoE"), "model is OLMoE; it is for grouped_matmul"),
+        (("token_permute", "--cases", "layer"), "it is for grouped_matmul, and benchmark is token_permute"),
+        (("--model", "OLMoE", "--cases", "layer"), "model is OLMoE; it is of the kind models, and cases are layer"),
+        (("--compile-only",), "compile_only is True and chip None; each needs the other"),
+        (("--chip", "v5p"), "compile_only is False and chip v5p; each needs the other"),
+        (("--compile-only", "--chip", "v5p", "--cases", "layer"), "it compiles the cases models alone"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named(dynamoe: Dynamoe, arguments: tuple[str, ...], message: str) -> None:
+    status, output, errors = dynamoe("bench", *arguments)
     assert (status, output) == (2, "")
-    assert "rounds is 0; it must be at least 1" in " ".join(errors.replace("│", "").split())
+    assert message in " ".join(errors.replace("│", "").split())
 
 
-def test_the_real_cases_hold_each_rows_group(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_output_that_exists_or_has_no_folder_is_refused(dynamoe: Dynamoe, tmp_path: Path) -> None:
+    (tmp_path / "old.jsonl").write_text("kept")
+    for name, reason in (("old.jsonl", "it exists; give a new file"), ("no/new.jsonl", "its folder does not exist")):
+        status, output, errors = dynamoe("bench", "--output", str(tmp_path / name))
+        assert (status, output) == (1, "") and f"{name}: {reason}" in errors
+    assert (tmp_path / "old.jsonl").read_text() == "kept"
+
+
+def test_compiling_for_a_chip_reports_each_implementation_and_pass(
+    dynamoe: Dynamoe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def compile_for(chip, function, x, w, sizes, dy):
+        asked.append((chip, x, w))
+        if len(asked) == 2:
+            raise NotImplementedError("no such tile")
+        report = dict.fromkeys(("argument_bytes", "output_bytes", "temporary_bytes", "alias_bytes"), 1024)
+        return Report(chip=chip, devices=1, flops=8.0, kernels=(), collectives=(), compile_seconds=0.5, **report)
+
     monkeypatch.undo()
-    for case in bench.cases(quick=False):
-        assert case.sizes.sum() == case.shape.rows and case.sizes.dtype == np.int32
-        assert set(case.passes) <= set(bench.PASSES) and "blocked" in case.implementations
-    assert {str(case) for case in bench.cases(quick=True)} < {str(case) for case in bench.cases(quick=False)}
+    monkeypatch.setattr(bench_compile, "mesh_for", lambda chip, axes: None)
+    monkeypatch.setattr(bench_compile, "compile_for", compile_for)
+    status, output, _ = dynamoe("bench", "--compile-only", "--chip", "v5p", "--model", "DeepSeek-V3")
+    assert status == 1  # of the refusal
+    assert "DeepSeek-V3 up training 65536x7168x2048 256, forward, xla bfloat16\n  chip: v5p, 1 device\n" in output
+    assert "training 65536x7168x2048 256, forward, mosaic_tpu bfloat16\n  refused: no such tile\n" in output
+    assert "DeepSeek-V3 up decode 512x7168x2048 256, forward, mosaic_tpu int8 x int8\n" in output
+    assert len(asked) == 2 * 3 + 2 * 4 and asked[-1][1].codes.shape == (512, 7168)
+
+
+def test_compiling_for_a_chip_without_its_compiler_or_for_none_that_is_known_says_so(dynamoe: Dynamoe) -> None:
+    status, _, errors = dynamoe("bench", "--compile-only", "--chip", "v9")
+    assert status == 1 and "chip is 'v9'; allowed are v5e" in errors
 
 
 @pytest.fixture
@@ -120,9 +190,8 @@ def test_a_token_permutation_is_checked_and_then_timed(dynamoe: Dynamoe, monkeyp
     assert (status, errors) == (0, "")
     checks, times = output.split("all correct")
     assert "WRONG" not in checks and "torch is not installed" in checks
-    checked = {tuple(line.split()[:6]) for line in checks.splitlines()}
-    assert {("sort", "tiny", "64", "5", "3", name) for name in SORTS} <= checked
-    assert {("move", "tiny", "64", "5", "3", name) for name in PERMUTES} <= checked
+    checked = {tuple(line.split()[:2]) for line in checks.splitlines()}
+    assert {("sort", name) for name in SORTS} | {("move", name) for name in PERMUTES} <= checked
     timed = [line.split()[5] for line in times.splitlines() if line.split()[2:3] == ["64"]]
     assert timed == list(token_permute.PASSES)
 
@@ -137,4 +206,4 @@ def test_a_sort_that_is_not_stable_is_not_timed(dynamoe: Dynamoe, monkeypatch: p
     token_permute.compiled_pass.cache_clear()
     status, output, _ = dynamoe("bench", "token_permute", "--quick")
     token_permute.compiled_pass.cache_clear()
-    assert status == 1 and "inf WRONG" in output and "time," not in output
+    assert status == 1 and "xla is WRONG by inf" in output and "time," not in output
