@@ -209,8 +209,12 @@ struct Left {
 };
 
 void ReadRow(const Left& left, int64_t count, float* to) {
+  constexpr int kPart = kSteps < kLanes ? kSteps : kLanes;  // a copy of constant size is a move between registers
   left.As([&](const auto& side) {
-    for (int64_t i = 0; i < count; ++i) to[i] = side.matrix.Row(side.row).Load(side.column + i, 1)[0];
+    auto line = side.matrix.Row(side.row);
+    int64_t i = 0;
+    for (; i + kPart <= count; i += kPart) Write(to + i, line.Load(side.column + i, kPart), kPart);
+    if (i < count) Write(to + i, line.Load(side.column + i, count - i), count - i);
   });
 }
 
