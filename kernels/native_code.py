@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 import jax
@@ -36,9 +37,9 @@ def compiled_library(source: Path, **macros: str) -> ctypes.CDLL:
     """
     definitions = [f"-D{name}={value}" for name, value in macros.items()]
     command = [_compiler(), *_options(), *definitions, "-isystem", jax.ffi.include_dir()]
-    version = _run([command[0], "--version"])
+    compiler = _run([command[0], "--version"])
     texts = [file.read_text(encoding="utf-8") for file in (source, *sorted(source.parent.glob("*.h")))]
-    parts = (*texts, version, *command, jax.lib.__version__, _cpu())
+    parts = (*texts, compiler, *command, version("jaxlib"), _cpu())
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:20]
     folder = _cache()
     library = folder / f"{source.stem}-{digest}.so"
