@@ -10,16 +10,23 @@ from ..implementations import OTHER, run_implementation
 from ..manual_axes import vary_alike
 from ..quantized import INT8, Quantized, QuantizedRows
 from .blocked import grouped_matmul_blocked
-from .mosaic_tpu import grouped_matmul_mosaic_tpu
 from .native import grouped_matmul_native
 from .reference import grouped_matmul_reference
 from .xla import grouped_matmul_xla
+
+
+def _mosaic_tpu(x, w, group_sizes):
+    """Imported at its first call: Pallas for TPU is a fifth of the package's import time, and few need it."""
+    from .mosaic_tpu import grouped_matmul_mosaic_tpu
+
+    return grouped_matmul_mosaic_tpu(x, w, group_sizes)
+
 
 IMPLEMENTATIONS = {
     "native": grouped_matmul_native,
     "blocked": grouped_matmul_blocked,
     "xla": grouped_matmul_xla,
-    "mosaic_tpu": grouped_matmul_mosaic_tpu,
+    "mosaic_tpu": _mosaic_tpu,
     "reference": grouped_matmul_reference,
 }
 PREFERRED = {"cpu": ("native", "blocked"), OTHER: ("xla",)}

@@ -19,6 +19,7 @@ from jax.custom_batching import sequential_vmap
 from jaxtyping import Array, Float, Int
 
 from ..quantized import Quantized, QuantizedRows
+from .groups import group_bounds
 from .storage import multiply_block, multiply_step, sliceable, step_size, take, take_matrix
 
 FEW_ROWS = 128
@@ -89,9 +90,7 @@ class Plan(NamedTuple):
 
 
 def _plan(group_sizes: Int[Array, " E"], rows: int, sizes: tuple[int, ...]) -> Plan:
-    # Clipped: sizes that break their bounds, which the caller reports, must not lead outside the arrays.
-    end = jnp.minimum(jnp.cumsum(jnp.maximum(group_sizes, 0)), rows)
-    start = jnp.concatenate([jnp.zeros_like(end[:1]), end[:-1]])
+    start, end = group_bounds(group_sizes, rows)
     tail = end - (end - start) % sizes[0]
     # How many sizes smaller than the largest hold the tail; one more where there is none.
     rung = sum(((end - tail <= size).astype(jnp.int32) for size in (*sizes[1:], 0)), jnp.zeros_like(tail))

@@ -39,7 +39,7 @@ constexpr int kLanes = 4, kRows = 6, kVectors = 2;
 #endif
 constexpr int kColumns = kLanes * kVectors;
 constexpr int64_t kDepth = 512, kWide = 512 / kColumns * kColumns, kTall = 512;  // of a task's panels, at most
-constexpr int kSteps = 8;  // rows of b that Stream reads at a time
+constexpr int kFew = 8, kSteps = 8;  // rows of a that Stream takes at most, and rows of b that it reads at a time
 constexpr double kWorthAThread = 1e6;  // operations below which waking another thread costs more than it brings
 
 typedef float Vector __attribute__((vector_size(kLanes * 4)));
@@ -67,7 +67,6 @@ INLINE To Bits(From from) {
 
 struct Float32 {
   static constexpr bool kHasScales = false;
-  static constexpr int kFew = 8, kTogether = 8;  // rows of a that Stream takes, and so many at a time
   const float* data;
   int64_t columns;
 
@@ -80,7 +79,6 @@ struct Float32 {
 
 struct BFloat16 {
   static constexpr bool kHasScales = false;
-  static constexpr int kFew = 8, kTogether = 8;  // rows of a that Stream takes, and so many at a time
   const uint16_t* data;
   int64_t columns;
 
@@ -337,14 +335,14 @@ __attribute__((noinline)) void StreamEdge(Steps<R, Line> steps, int rows, int64_
 
 // c [R, n] = a b for few rows of a: kSteps rows of b at a time pass through the registers, never through memory.
 template <int R, typename B>
-void Stream(const Product<B>& p, int64_t first, float* c, int64_t c_row) {
+void Stream(const Product<B>& p, float* c, int64_t c_row) {
   using Line = decltype(p.b.matrix.Row(0));
   for (int64_t k = 0; k < p.k; k += kSteps) {
     int rows = std::min<int64_t>(kSteps, p.k - k);
     Steps<R, Line> steps;  // no pointer to it is given away, so no write to c can change it: it may stay in registers
     for (int r = 0; r < R; ++r) {
       float row[kSteps];
-      ReadRow(p.a.From(first + r, k), rows, row);
+      ReadRow(p.a.From(r, k), rows, row);
       for (int s = 0; s < rows; ++s) steps.a[r][s] = row[s];
     }
     for (int s = 0; s < rows; ++s) steps.lines[s] = p.b.matrix.Row(p.b.row + k + s);
@@ -360,15 +358,14 @@ void Stream(const Product<B>& p, int64_t first, float* c, int64_t c_row) {
 
 template <typename B, int... R>
 void StreamRows(const Product<B>& p, float* c, int64_t c_row, std::integer_sequence<int, R...>) {
-  static constexpr std::array<decltype(&Stream<1, B>), B::kTogether> stream = {Stream<R + 1, B>...};
-  for (int64_t i = 0; i < p.m; i += B::kTogether)
-    stream[std::min<int64_t>(B::kTogether, p.m - i) - 1](p, i, c + i * c_row, c_row);
+  static constexpr std::array<decltype(&Stream<1, B>), kFew> stream = {Stream<R + 1, B>...};
+  stream[p.m - 1](p, c, c_row);
 }
 
 template <typename B>
 void Run(const Product<B>& p, float* c, int64_t c_row, float* memory) {
-  if (p.m <= B::kFew && p.b.rows_are_depth && !p.a.rows_are_depth)
-    return StreamRows(p, c, c_row, std::make_integer_sequence<int, B::kTogether>{});
+  if (p.m <= kFew && p.b.rows_are_depth && !p.a.rows_are_depth)
+    return StreamRows(p, c, c_row, std::make_integer_sequence<int, kFew>{});
   for (int64_t i = 0; i < p.m && p.k == 0; ++i) std::fill_n(c + i * c_row, p.n, 0.0f);
   MultiplyPanels(p, c, c_row, memory);
 }

@@ -83,7 +83,6 @@ using mxfp4 = Table<kFloat4, 1>;
 template <typename Format>
 struct Packed {
   static constexpr bool kHasScales = true;
-  static constexpr int kFew = 8, kTogether = 8;
   const uint8_t* codes;
   const uint8_t* scales;  // float32, or E8M0 where they are powers of two
   const int8_t* zero_points;

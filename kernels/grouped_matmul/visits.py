@@ -14,6 +14,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from .groups import group_bounds
+
 
 class Visits(NamedTuple):
     """The plan. A visit without own rows (`start == end`) still opens its tile or group, which is to be zero."""
@@ -33,7 +35,7 @@ class Visits(NamedTuple):
 
 def visits_by_tile(group_sizes: Int[Array, " E"], rows: int, tile: int) -> Visits:
     """Visit every row tile, in order: those of rows of nobody once, so that they become zero."""
-    start, end = _bounds(group_sizes, rows)
+    start, end = group_bounds(group_sizes, rows)
     total, row_tiles = end[-1:], -(-rows // tile)
     first = _floor(start, tile)
     tiles = jnp.where(end > start, _ceil(end, tile) - first, 0)
@@ -54,17 +56,11 @@ def visits_by_tile(group_sizes: Int[Array, " E"], rows: int, tile: int) -> Visit
 
 def visits_by_group(group_sizes: Int[Array, " E"], rows: int, tile: int) -> Visits:
     """Visit every group, in order: an empty one once, so that it becomes zero."""
-    start, end = _bounds(group_sizes, rows)
+    start, end = group_bounds(group_sizes, rows)
     owns = end > start
     first = jnp.where(owns, _floor(start, tile), jnp.maximum(_ceil(start, tile) - 1, 0))
     tiles = jnp.where(owns, _ceil(end, tile) - first, 1)
     return _visits(first, tiles, start, end, -(-rows // tile) + group_sizes.shape[0] - 1)
-
-
-def _bounds(group_sizes, rows: int):
-    """Each group's first row and the row after its last, inside [0, rows] even where the sizes break their bounds."""
-    end = jnp.minimum(jnp.cumsum(jnp.maximum(group_sizes, 0), dtype=jnp.int32), rows)
-    return jnp.concatenate([jnp.zeros_like(end[:1]), end[:-1]]), end
 
 
 def _visits(first, tiles, start, end, length: int) -> Visits:
