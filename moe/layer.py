@@ -96,6 +96,7 @@ class MoELayer(nnx.Module):
                 router returned a state that it does not have.
         """
         self._check(x, context)
+        context = context._replace(sequence_length=x.shape[-2] if x.ndim > 1 else 1)
         # Zero first: a product with 0 would not keep a NaN at padding out of losses and gradients.
         tokens = _masked(x.reshape(-1, x.shape[-1]), context.mask)
         routing, state = self.router(tokens, context)
@@ -103,12 +104,12 @@ class MoELayer(nnx.Module):
         routing = routing._replace(expert=jnp.where(stranger, self.config.experts, routing.expert))
         tap("ffn", x, routing)
         dispatcher = self.config.dispatcher
-        plan = dispatcher.plan(routing)
+        plan = dispatcher.plan(routing, context)
         rows = self.experts(dispatcher.dispatch(tokens, plan), plan.group_sizes)
         y = dispatcher.combine(rows, plan)
         if self.shared is not None:
             y = y + _masked(self.shared(tokens[None], None)[0], context.mask)
-        stats = moe_stats(routing, context.mask, self.config.losses, plan.dropped, self._checked(state or {}))
+        stats = moe_stats(routing, context, self.config.losses, plan.dropped, self._checked(state or {}))
         return y.reshape(x.shape), stats
 
     def _check(self, x: Float[Array, "*batch D"], context: RoutingContext) -> None:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from .routing import Routing, assignment_counts
+from .routing import Routing, RoutingContext, assignment_counts
 
 
 class RouterLoss(abc.ABC):
@@ -16,8 +16,8 @@ class RouterLoss(abc.ABC):
     coefficient: float
 
     @abc.abstractmethod
-    def __call__(self, routing: Routing, mask: Bool[Array, " T"] | None) -> Float[Array, ""]:
-        """The loss before the coefficient. `mask` is False at padding."""
+    def __call__(self, routing: Routing, context: RoutingContext) -> Float[Array, ""]:
+        """The loss before the coefficient. `context` is what the router was given; its mask is False at padding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +30,9 @@ class BalanceLoss(RouterLoss):
 
     coefficient: float = 0.01
 
-    def __call__(self, routing: Routing, mask: Bool[Array, " T"] | None) -> Float[Array, ""]:
+    def __call__(self, routing: Routing, context: RoutingContext) -> Float[Array, ""]:
         experts = routing.probs.shape[1]
-        return experts * (assignment_share(routing) * importance(routing, mask)).sum()
+        return experts * (assignment_share(routing) * importance(routing, context.mask)).sum()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +42,8 @@ class ZLoss(RouterLoss):
 
     coefficient: float = 1e-3
 
-    def __call__(self, routing: Routing, mask: Bool[Array, " T"] | None) -> Float[Array, ""]:
-        return token_mean(jnp.square(jax.nn.logsumexp(routing.logits, axis=-1)), mask)
+    def __call__(self, routing: Routing, context: RoutingContext) -> Float[Array, ""]:
+        return token_mean(jnp.square(jax.nn.logsumexp(routing.logits, axis=-1)), context.mask)
 
 
 def assignment_share(routing: Routing) -> Float[Array, " E"]:

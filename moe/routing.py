@@ -27,6 +27,9 @@ class Routing(NamedTuple):
     token: Int[Array, " A"] | None
     logits: Float[Array, "T E"]
     probs: Float[Array, "T E"]
+    chance: Float[Array, "T E"] | None = None
+    """How probable it is, over the router's noise, that the token goes to each expert: a smooth stand-in for the load.
+    None where the router adds no noise of known spread."""
 
 
 class RoutingContext(NamedTuple):
@@ -34,12 +37,14 @@ class RoutingContext(NamedTuple):
 
     `mask` is True at real tokens and False at padding; None means that all are real.
     `key` feeds routers that draw random numbers; each layer gets its own.
+    `sequence_length` is how many neighbours among the T tokens are one sequence; the layer fills it in.
     """
 
     mask: Bool[Array, " T"] | None = None
     token_ids: Int[Array, " T"] | None = None
     key: jax.Array | None = None
     training: bool = False
+    sequence_length: int | None = None
 
 
 NO_CONTEXT = RoutingContext()

@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from .losses import RouterLoss, assignment_share, importance, token_mean
-from .routing import Routing
+from .routing import Routing, RoutingContext
 
 
 class MoEStats(NamedTuple):
@@ -35,20 +35,20 @@ class MoEStats(NamedTuple):
 
 def moe_stats(
     routing: Routing,
-    mask: Bool[Array, " T"] | None,
+    context: RoutingContext,
     losses: tuple[RouterLoss, ...],
     dropped: Float[Array, ""],
     router_state: Mapping[str, jax.Array],
 ) -> MoEStats:
     """Measure a routing. `losses` are of different classes."""
     load, experts = assignment_share(routing), routing.probs.shape[1]
-    values = {type(loss).__name__: loss(routing, mask) for loss in losses}
+    values = {type(loss).__name__: loss(routing, context) for loss in losses}
     weighted = [loss.coefficient * value for loss, value in zip(losses, values.values(), strict=True)]
     log_probs = jnp.log(jnp.maximum(routing.probs, jnp.finfo(jnp.float32).tiny))
     return MoEStats(
         load=load,
-        importance=importance(routing, mask),
-        entropy=token_mean(-(routing.probs * log_probs).sum(axis=-1), mask),
+        importance=importance(routing, context.mask),
+        entropy=token_mean(-(routing.probs * log_probs).sum(axis=-1), context.mask),
         max_violation=jnp.maximum(load.max() * experts - 1.0, 0.0),
         dropped=dropped,
         losses=values,

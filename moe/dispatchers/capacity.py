@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ...kernels import Permutation, fixed_groups, permute, sort_by_expert, unpermute
-from ..routing import Routing, tokens_of
+from ..routing import NO_CONTEXT, Routing, RoutingContext, tokens_of
 from .dispatcher import Dispatcher
 
 
@@ -55,7 +55,7 @@ class CapacityDispatcher(Dispatcher):
         wanted = math.ceil(round(min(self.capacity_factor, experts) * sent / experts, 6))  # 1.1 * 10 is a bit above 11
         return min(max(1, wanted), sent)
 
-    def plan(self, routing: Routing) -> CapacityPlan:
+    def plan(self, routing: Routing, context: RoutingContext = NO_CONTEXT) -> CapacityPlan:
         (tokens, experts), assignments = routing.logits.shape, routing.expert.shape[0]
         capacity = self.capacity(tokens=tokens, assignments=assignments, experts=experts)
         group_of = tokens_of(routing) // (self.routing_group or tokens)

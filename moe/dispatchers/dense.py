@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..routing import Routing, tokens_of
+from ..routing import NO_CONTEXT, Routing, RoutingContext, tokens_of
 from .dispatcher import Dispatcher
 
 
@@ -26,7 +26,7 @@ class DensePlan(NamedTuple):
 class DenseDispatcher(Dispatcher):
     """Every expert on every token, combined by the routing's weights."""
 
-    def plan(self, routing: Routing) -> DensePlan:
+    def plan(self, routing: Routing, context: RoutingContext = NO_CONTEXT) -> DensePlan:
         weight = jnp.zeros(routing.logits.shape, routing.weight.dtype)
         weight = weight.at[tokens_of(routing), routing.expert].add(routing.weight, mode="drop")
         return DensePlan(weight, dropped=jnp.zeros((), jnp.float32))

@@ -1,6 +1,6 @@
 """The interface of a dispatcher: carry tokens to experts and back.
 
-plan = dispatcher.plan(routing)
+plan = dispatcher.plan(routing, context)
 y = dispatcher.combine(experts(dispatcher.dispatch(x, plan), plan.group_sizes), plan)
 """
 
@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Array, Float, Int
 
-from ..routing import Routing
+from ..routing import NO_CONTEXT, Routing, RoutingContext
 
 
 @runtime_checkable
@@ -36,8 +36,8 @@ class Dispatcher(abc.ABC):
         return False
 
     @abc.abstractmethod
-    def plan(self, routing: Routing) -> Any:
-        """Derive the `Plan` of a routing."""
+    def plan(self, routing: Routing, context: RoutingContext = NO_CONTEXT) -> Any:
+        """Derive the `Plan` of a routing; `context` is what the router was given."""
 
     @abc.abstractmethod
     def dispatch(self, x: Float[Array, "T D"], plan: Any) -> Float[Array, "..."]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ...kernels import Permutation, permute, sort_by_expert, unpermute
-from ..routing import Routing
+from ..routing import NO_CONTEXT, Routing, RoutingContext
 from .dispatcher import Dispatcher
 
 
@@ -31,7 +31,7 @@ class DroplessPlan(NamedTuple):
 class DroplessDispatcher(Dispatcher):
     """Assignments sorted by expert, for grouped matrix multiplications."""
 
-    def plan(self, routing: Routing) -> DroplessPlan:
+    def plan(self, routing: Routing, context: RoutingContext = NO_CONTEXT) -> DroplessPlan:
         places = sort_by_expert(routing.expert, routing.logits.shape[1])
         return DroplessPlan(routing, places, dropped=jnp.zeros((), jnp.float32))
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from ..routing import Router, Routing, RoutingContext
 from ..scores import Scores, Softmax, normalized
+from .gate import Gate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,23 +57,20 @@ class TopKRouter(nnx.Module):
 
     def __init__(self, config: TopK, *, width: int, experts: int, key: jax.Array):
         self.config = config
-        initial = jax.nn.initializers.lecun_normal()(key, (width, experts), jnp.float32)
-        self.kernel = nnx.Param(initial, axes=("embed", None))
+        self.gate = Gate(width=width, experts=experts, key=key)
 
     def __call__(self, x: Float[Array, "T D"], context: RoutingContext) -> tuple[Routing, None]:
-        experts = self.kernel.shape[1]
         x = x.astype(jnp.float32)
         if self.config.jitter and context.training:
             x = x * jitter(self.config.jitter, x.shape, context.key)
-        # "highest": the default precision of a float32 product is bfloat16 on TPUs and TF32 on NVIDIA's cards.
-        logits = jnp.matmul(x, self.kernel[...].astype(jnp.float32), precision="highest")
+        logits = self.gate(x)
         scores, probs = self.config.scores(logits)
         weight, expert = jax.lax.top_k(scores, self.config.k)
         if self.config.renormalize:
             weight = normalized(weight)
         if context.mask is not None:
             real = context.mask[:, None]
-            weight, expert = jnp.where(real, weight, 0.0), jnp.where(real, expert, experts)
+            weight, expert = jnp.where(real, weight, 0.0), jnp.where(real, expert, logits.shape[1])
         return Routing(expert.reshape(-1), weight.reshape(-1), None, logits, probs), None
 
 

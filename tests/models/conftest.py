@@ -62,7 +62,7 @@ def dense(layer, x):
 
 def mixture(layer, x, mask):
     """Top-k softmax routing over SwiGLU experts, one token at a time."""
-    router, kernel = layer.config.router, float64(layer.router.kernel)
+    router, kernel = layer.config.router, float64(layer.router.gate.kernel)
     gate, up, down = (float64(w) for w in (layer.experts.gate, layer.experts.up, layer.experts.down))
     y = np.zeros_like(x)
     for t in np.flatnonzero(mask):

@@ -168,7 +168,7 @@ def test_taps_and_statistics_name_every_layer(config):
         assert (routing is None) == (output.stats[layer] is None) == (ffn is DENSE)
         if routing is not None:
             router = built(config, stacked=False).segments[layer].unit.layers[0].ffn.router
-            expected = np.asarray(activations).reshape(-1, 16) @ np.asarray(router.kernel[...])
+            expected = np.asarray(activations).reshape(-1, 16) @ np.asarray(router.gate.kernel[...])
             real = SEGMENTS.reshape(-1, 1) > 0  # routing sees zeros at padding
             np.testing.assert_allclose(routing.logits, np.where(real, expected, 0), rtol=1e-4, atol=1e-5)
 
@@ -417,8 +417,8 @@ class OffBy(RouterLoss):
 
     coefficient: float = 3.0
 
-    def __call__(self, routing, mask):
-        return 1 - routing.probs[:, 0].mean(where=mask)
+    def __call__(self, routing, context):
+        return 1 - routing.probs[:, 0].mean(where=context.mask)
 
 
 @dataclass(frozen=True, kw_only=True)

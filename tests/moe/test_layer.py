@@ -66,7 +66,7 @@ class Largest(RouterLoss):
 
     coefficient: float = 0.5
 
-    def __call__(self, routing, mask):
+    def __call__(self, routing, context):
         return routing.logits.max()
 
 
@@ -102,7 +102,7 @@ class SortedPlan(NamedTuple):
 class Sorted(Dispatcher):
     """Assignments sorted by expert."""
 
-    def plan(self, routing):
+    def plan(self, routing, context=None):
         order, tokens = jnp.argsort(routing.expert), routing.logits.shape[0]
         sizes = jnp.zeros(routing.logits.shape[1], jnp.int32).at[routing.expert].add(1, mode="drop")
         return SortedPlan(tokens_of(routing)[order], routing.weight[order], sizes, jnp.zeros(()), tokens)
@@ -167,7 +167,7 @@ def loop(layer, x, mask):
     """A mixture of experts as the papers write it: for each token, scores, the k best, a weighted sum; float64."""
     router = layer.config.router
     tokens = np.asarray(x, np.float64).reshape(-1, D)
-    kernel = np.asarray(layer.router.kernel[...], np.float64)
+    kernel = np.asarray(layer.router.gate.kernel[...], np.float64)
     y = np.zeros_like(tokens)
     for t, row in enumerate(tokens):
         if not mask[t]:

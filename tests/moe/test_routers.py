@@ -74,7 +74,7 @@ def test_bfloat16_activations_are_routed_in_float32(config, x):
 )
 def test_top_k_by_hand(renormalize, weights):
     router = TopK(k=2, renormalize=renormalize).build(width=4, experts=4, key=jax.random.key(0))
-    router.kernel[...] = jnp.eye(4)
+    router.gate.kernel[...] = jnp.eye(4)
     routing, state = router(jnp.log(jnp.array([[0.1, 0.4, 0.2, 0.3]])), NO_CONTEXT)
     assert state is None and routing.token is None
     np.testing.assert_array_equal(routing.expert, [1, 3])
@@ -86,7 +86,7 @@ def test_top_k_by_hand(renormalize, weights):
 def test_top_k_equals_sorting_float64_scores(config, x):
     router = config.build(width=D, experts=E, key=jax.random.key(3))
     routing, _ = router(x, NO_CONTEXT)
-    logits = np.asarray(x, np.float64) @ np.asarray(router.kernel[...], np.float64)
+    logits = np.asarray(x, np.float64) @ np.asarray(router.gate.kernel[...], np.float64)
     odds = np.exp(logits)
     scores = odds / (1 + odds) if config.scores == Sigmoid() else odds / odds.sum(axis=1, keepdims=True)
     for token in range(T):
@@ -102,7 +102,7 @@ def test_top_k_equals_sorting_float64_scores(config, x):
 def test_sigmoid_scores_by_hand():
     # sigmoid(log(p / (1 - p))) = p: the scores are (0.9, 0.6, 0.3, 0.2). The two best weigh 0.9 / 1.5 and 0.6 / 1.5.
     router = TopK(k=2, scores=Sigmoid()).build(width=4, experts=4, key=jax.random.key(0))
-    router.kernel[...] = jnp.eye(4)
+    router.gate.kernel[...] = jnp.eye(4)
     scores = jnp.array([[0.3, 0.9, 0.2, 0.6]])
     routing, _ = router(jnp.log(scores / (1 - scores)), NO_CONTEXT)
     np.testing.assert_array_equal(routing.expert, [1, 3])
@@ -118,7 +118,7 @@ def test_jitter_scales_the_input_in_training_alone(x):
     assert (one.logits != other.logits).all()
     # With the identity as kernel the logits are the input times the noise.
     router = TopK(k=1, renormalize=False, jitter=0.1).build(width=E, experts=E, key=jax.random.key(0))
-    router.kernel[...] = jnp.eye(E)
+    router.gate.kernel[...] = jnp.eye(E)
     factors = router(jnp.ones((500, E)), draw)[0].logits
     assert 0.9 <= factors.min() < 0.91 and 1.09 < factors.max() <= 1.1
     np.testing.assert_allclose(factors.mean(), 1.0, atol=0.01)
@@ -143,7 +143,7 @@ def test_assignments_are_counted_per_expert_and_nobody_is_left_out():
 def weight_gradient(config, x):
     graph, state = nnx.split(config.build(width=D, experts=E, key=jax.random.key(3)))
     loss = jax.grad(lambda state: jnp.square(nnx.merge(graph, state)(x, NO_CONTEXT)[0].weight).sum())
-    return np.asarray(loss(state)["kernel"][...])
+    return np.asarray(loss(state)["gate"]["kernel"][...])
 
 
 def test_the_weights_teach_the_router(x):
@@ -158,7 +158,7 @@ def test_one_renormalised_expert_is_refused_for_its_weight_would_be_a_constant()
 
 def test_scores_that_are_all_zero_give_zeros_and_not_nan():
     router = TopK(k=2, scores=Sigmoid()).build(width=E, experts=E, key=jax.random.key(0))
-    router.kernel[...] = jnp.eye(E)
+    router.gate.kernel[...] = jnp.eye(E)
     routing, _ = router(jnp.full((3, E), -800.0), NO_CONTEXT)
     assert (routing.weight == 0).all() and (routing.probs == 0).all()
 

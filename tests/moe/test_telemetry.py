@@ -5,14 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynamoe.moe import BalanceLoss, Routing, ZLoss
+from dynamoe.moe import BalanceLoss, Routing, RoutingContext, ZLoss
 from dynamoe.moe.telemetry import moe_stats
 
 E = 4
 
 
 def measure(routing, mask=None, losses=()):
-    return moe_stats(routing, mask, losses, dropped=jnp.float32(0.25), router_state={"bias": jnp.ones(E)})
+    return moe_stats(
+        routing, RoutingContext(mask=mask), losses, dropped=jnp.float32(0.25), router_state={"bias": jnp.ones(E)}
+    )
 
 
 def routing_of(expert, probs):

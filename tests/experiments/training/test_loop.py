@@ -250,7 +250,7 @@ def test_init_from_another_model_lists_every_difference(
     wider = dataclasses.replace(tiny().model, vocab=260, width=32)
     with pytest.raises(ValueError) as error:
         train(tiny(model=wider), tmp_path / "run", init_from=copy, console=quiet)
-    names = ["embedding", "head_kernel", "final_norm.scale", "attention.query", "router.kernel", "experts.down"]
+    names = ["embedding", "head_kernel", "final_norm.scale", "attention.query", "router.gate.kernel", "experts.down"]
     assert all(name in str(error.value) for name in names)
     assert "[258,16]" in str(error.value) and "[260,32]" in str(error.value)
     assert not (tmp_path / "run").exists()

@@ -1,0 +1,18 @@
+"""The linear map from a token to the logits of its experts, which most routers begin with. Letters as in routing.py."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+
+class Gate(nnx.Module):
+    """Weights [D, E] of variance 1 / D, without biases; float32 in and out, whatever the dtype of the activations."""
+
+    def __init__(self, *, width: int, experts: int, key: jax.Array):
+        initial = jax.nn.initializers.lecun_normal()(key, (width, experts), jnp.float32)
+        self.kernel = nnx.Param(initial, axes=("embed", None))
+
+    def __call__(self, x: Float[Array, "T D"]) -> Float[Array, "T E"]:
+        # "highest": the default precision of a float32 product is bfloat16 on TPUs and TF32 on NVIDIA's cards.
+        return jnp.matmul(x.astype(jnp.float32), self.kernel[...].astype(jnp.float32), precision="highest")
