@@ -1,6 +1,7 @@
 """A tiny experiment, its recipe file with classes of the user's own, and the command line as a process."""
 
 import dataclasses
+import gc
 import logging
 import os
 import sys
@@ -174,6 +175,28 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def contents() -> Callable[[Path], dict[str, bytes]]:
     """`contents(folder)`: every file in it."""
     return lambda folder: {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+ABANDONED_READS = (
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+    "ignore::pytest.PytestUnhandledThreadExceptionWarning",
+    "ignore:coroutine .* was never awaited:RuntimeWarning",
+)
+
+
+@pytest.fixture
+def abandoned_reads() -> Iterator[None]:
+    """For tests of damaged checkpoints: Orbax abandons the reads beside the one that failed, and asyncio complains."""
+    yield
+    gc.collect()  # those complaints belong to this test, not to the next one
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Filters of warnings are read before a test's fixtures are set up: so they are added here."""
+    for item in items:
+        if "abandoned_reads" in getattr(item, "fixturenames", ()):
+            for complaint in ABANDONED_READS:
+                item.add_marker(pytest.mark.filterwarnings(complaint))
 
 
 @pytest.fixture

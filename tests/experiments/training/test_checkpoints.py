@@ -1,7 +1,6 @@
 """Checkpoints come back with the same bits, or not at all."""
 
 import contextlib
-import gc
 import os
 import resource
 import shutil
@@ -256,10 +255,7 @@ def damage(file: Path, how: str) -> None:
         file.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
 
 
-# Orbax abandons the reads that were under way beside the one that failed, and asyncio complains about them.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+@pytest.mark.usefixtures("abandoned_reads")
 @pytest.mark.parametrize("how", ["deleted", "truncated", "zeroed", "one bit flipped"])
 def test_damage_to_any_file_gives_the_exact_bits_or_an_error(two_steps: Path, tmp_path: Path, how: str) -> None:
     files = [file.relative_to(two_steps) for file in (two_steps / "2").rglob("*") if file.is_file()]
@@ -283,7 +279,6 @@ def test_damage_to_any_file_gives_the_exact_bits_or_an_error(two_steps: Path, tm
                 assert list(data) == list(make_iterator())[2:]
                 outcomes.append("same bits")
             assert_same_bits(checkpoints.restore(abstract(make_state()), step=1)[0], make_state(1))
-    gc.collect()  # those complaints belong to this test, not to the next one
     assert outcomes.count("refused") >= 5, dict(zip(map(str, files), outcomes, strict=True))
 
 

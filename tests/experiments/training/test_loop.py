@@ -263,6 +263,7 @@ def test_init_from_no_run_is_refused(tiny: Tiny, tmp_path: Path, quiet: Console)
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("abandoned_reads")
 def test_a_truncated_checkpoint_is_named_with_the_others_and_nothing_is_overwritten(
     tiny: Tiny, copy: Path, quiet: Console, contents: Contents
 ) -> None:
