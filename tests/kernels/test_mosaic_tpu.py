@@ -120,10 +120,10 @@ def test_work_does_not_grow_with_the_number_of_groups():
     assert [len([s for s in plan(True, e, 4096, 128) if s["end"] > s["start"]]) for e in (few, many)] == [32, 32]
 
 
-def operands() -> tuple[jax.Array, jax.Array, jax.Array]:
+def operands(groups: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     """x, w and dy."""
     random = np.random.default_rng(0)
-    shapes = (ROWS, INNER), (GROUPS, INNER, WIDTH), (ROWS, WIDTH)
+    shapes = (ROWS, INNER), (groups, INNER, WIDTH), (ROWS, WIDTH)
     x, w, dy = (jnp.asarray(random.standard_normal(shape), jnp.float32) for shape in shapes)
     return x, w, dy
 
@@ -137,7 +137,7 @@ def run(x: jax.Array, w: jax.Array, dy: jax.Array, sizes: jax.Array) -> list[jax
 
 def assert_right(sizes: np.ndarray) -> None:
     """Against float64, with NaN in every row of nobody."""
-    x, w, dy = operands()
+    x, w, dy = operands(len(sizes))
     x64, w64, dy64 = (np.asarray(array, np.float64) for array in (x, w, dy))
     y, dx, dw = np.zeros_like(dy64), np.zeros_like(x64), np.zeros_like(w64)
     for row, group in enumerate(owners(sizes, ROWS)):
@@ -159,6 +159,13 @@ def test_any_group_sizes_are_right(cuts):
 def test_empty_groups_one_group_and_whole_tiles_are_right(sizes):
     with pltpu.force_tpu_interpret_mode(True):
         assert_right(np.array(sizes, np.int32))
+
+
+def test_many_more_groups_than_rows_are_right():
+    sizes = np.zeros(256, np.int32)
+    sizes[[0, 3, 100, 101, 255]] = 5, 1, 9, 2, 7
+    with pltpu.force_tpu_interpret_mode(True):
+        assert_right(sizes)
 
 
 def test_a_simulated_tpu_with_two_cores_agrees_and_finds_no_race(monkeypatch):
