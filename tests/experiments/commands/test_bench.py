@@ -100,6 +100,7 @@ def test_a_wrong_result_has_status_1_and_is_not_timed(
         (("--rounds", "0"), "rounds is 0; it must be at least 1"),
         (("training_step", "--quick"), "quick is True; training_step has one shape"),
         (("training_step", "--output", "here"), "output is here; training_step writes none"),
+        (("moe_layer", "--quick"), "quick is True; moe_layer has one shape"),
         (("token_permute", "--model", "OLMoE"), "model is OLMoE; it is for grouped_matmul"),
         (("token_permute", "--cases", "layer"), "it is for grouped_matmul, and benchmark is token_permute"),
         (("--model", "OLMoE", "--cases", "layer"), "model is OLMoE; it is of the kind models, and cases are layer"),
