@@ -4,7 +4,19 @@ from .dispatchers import CapacityDispatcher, DenseDispatcher, Dispatcher, Drople
 from .experts import GELU, Experts, ExpertsModule, SwiGLU
 from .feed_forward import FeedForward, FeedForwardModule, LayerPattern, Tap, no_tap
 from .layer import MoE, MoELayer
-from .losses import BalanceLoss, RouterLoss, ZLoss
+from .losses import (
+    BalanceLoss,
+    EntropyLoss,
+    Gates,
+    GlobalBatch,
+    ImportanceLoss,
+    LoadLoss,
+    PerSequence,
+    Probabilities,
+    RouterLoss,
+    Scope,
+    ZLoss,
+)
 from .routers import TopK
 from .routing import NO_CONTEXT, Router, RouterModule, RouterState, Routing, RoutingContext
 from .scores import Scores, Sigmoid, Softmax
@@ -18,21 +30,29 @@ __all__ = [
     "DenseDispatcher",
     "Dispatcher",
     "DroplessDispatcher",
+    "EntropyLoss",
     "Experts",
     "ExpertsModule",
     "FeedForward",
     "FeedForwardModule",
+    "Gates",
+    "GlobalBatch",
+    "ImportanceLoss",
     "LayerPattern",
+    "LoadLoss",
     "MoE",
     "MoELayer",
     "MoEStats",
+    "PerSequence",
     "Plan",
+    "Probabilities",
     "Router",
     "RouterLoss",
     "RouterModule",
     "RouterState",
     "Routing",
     "RoutingContext",
+    "Scope",
     "Scores",
     "Sigmoid",
     "Softmax",
