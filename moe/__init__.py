@@ -3,6 +3,8 @@
 from .dispatchers import CapacityDispatcher, DenseDispatcher, Dispatcher, DroplessDispatcher, Plan
 from .experts import GELU, Experts, ExpertsModule, SwiGLU
 from .feed_forward import FeedForward, FeedForwardModule, LayerPattern, Tap, no_tap
+from .fine_grained import fine_grained
+from .latent import Latent
 from .layer import MoE, MoELayer
 from .losses import (
     BalanceLoss,
@@ -17,9 +19,11 @@ from .losses import (
     Scope,
     ZLoss,
 )
+from .residual import Residual
 from .routers import TopK
 from .routing import NO_CONTEXT, Router, RouterModule, RouterState, Routing, RoutingContext
 from .scores import Scores, Sigmoid, Softmax
+from .shared import GatedShared
 from .telemetry import MoEStats
 
 __all__ = [
@@ -35,9 +39,11 @@ __all__ = [
     "ExpertsModule",
     "FeedForward",
     "FeedForwardModule",
+    "GatedShared",
     "Gates",
     "GlobalBatch",
     "ImportanceLoss",
+    "Latent",
     "LayerPattern",
     "LoadLoss",
     "MoE",
@@ -46,6 +52,7 @@ __all__ = [
     "PerSequence",
     "Plan",
     "Probabilities",
+    "Residual",
     "Router",
     "RouterLoss",
     "RouterModule",
@@ -60,5 +67,6 @@ __all__ = [
     "Tap",
     "TopK",
     "ZLoss",
+    "fine_grained",
     "no_tap",
 ]

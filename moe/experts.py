@@ -110,18 +110,18 @@ def check_hidden(config: SwiGLU | GELU) -> None:
 
 def inward_weight(key: jax.Array, experts: int, width: int, hidden: int) -> nnx.Param:
     """A fresh weight [E, D, F] of variance 1 / D."""
-    return nnx.Param(_INITIAL(key, (experts, width, hidden)), axes=(_expert_axis(experts), "embed", "mlp"))
+    return nnx.Param(_INITIAL(key, (experts, width, hidden)), axes=(expert_axis(experts), "embed", "mlp"))
 
 
 def outward_weight(key: jax.Array, experts: int, hidden: int, width: int) -> nnx.Param:
     """A fresh weight [E, F, D] of variance 1 / F."""
-    return nnx.Param(_INITIAL(key, (experts, hidden, width)), axes=(_expert_axis(experts), "mlp", "embed"))
+    return nnx.Param(_INITIAL(key, (experts, hidden, width)), axes=(expert_axis(experts), "mlp", "embed"))
 
 
 _INITIAL = jax.nn.initializers.lecun_normal(in_axis=1, out_axis=2, batch_axis=0)
 
 
-def _expert_axis(experts: int) -> str | None:
+def expert_axis(experts: int) -> str | None:
     """One expert alone runs for every token on every device: it is not split."""
     return "expert" if experts > 1 else None
 
