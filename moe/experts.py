@@ -29,8 +29,10 @@ class ExpertsModule(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
 class Experts(abc.ABC):
-    """Configuration of the experts of a layer."""
+    """Configuration of the experts of a layer. A dataclass, so that the command line shows the fields of experts that
+    may be None."""
 
     @abc.abstractmethod
     def build(self, *, experts: int, width: int, key: jax.Array) -> ExpertsModule:

@@ -11,7 +11,19 @@ from jax.sharding import AbstractMesh, PartitionSpec
 
 from dynamoe.models import Attention, Decoder, EveryNth, Layout, MeshRules, MeshShape
 from dynamoe.models.ffn import Dense
-from dynamoe.moe import MoE, SwiGLU, TopK
+from dynamoe.moe import (
+    BalanceLoss,
+    EntropyLoss,
+    GatedShared,
+    ImportanceLoss,
+    Latent,
+    MoE,
+    PerSequence,
+    Residual,
+    SwiGLU,
+    TopK,
+    ZLoss,
+)
 
 MESH = AbstractMesh((2, 2, 1, 2), ("data", "fsdp", "expert", "tensor"))
 
@@ -58,12 +70,21 @@ def test_a_mesh_that_does_not_fit_the_devices_is_refused():
         MeshShape(fsdp=3).build(jax.devices()[:1])
 
 
+MIXTURE = MoE(
+    experts=4,
+    router=TopK(k=2),
+    expert=SwiGLU(hidden=8),
+    shared=GatedShared(expert=SwiGLU(hidden=4)),
+    latent=Latent(width=8),
+    residual=Residual(dense=SwiGLU(hidden=4)),
+    losses=(BalanceLoss(scope=PerSequence()), ImportanceLoss(), EntropyLoss(scope=PerSequence()), ZLoss()),
+)
 CONFIG = Decoder(
     vocab=24,
     width=16,
     layers=4,
     attention=Attention(heads=4, kv_heads=2),
-    ffn=EveryNth(ffn=MoE(experts=4, router=TopK(k=2), expert=SwiGLU(hidden=8)), otherwise=Dense(hidden=24)),
+    ffn=EveryNth(ffn=MIXTURE, otherwise=Dense(hidden=24)),
 )
 # data 1, fsdp 2, expert 2, tensor 2: the local part of an array per logical name.
 PARTS = {"embed": 2, "mlp": 2, "expert": 2, "heads": 2, "kv_heads": 2, "vocab": 2, "layers": 1, None: 1}
@@ -93,6 +114,7 @@ def check_on_eight_devices():
 
     tokens = np.random.default_rng(0).integers(0, 24, (8, 6), np.int32)
     segments = np.broadcast_to([1, 1, 1, 2, 2, 0], (8, 6)).astype(np.int32)
+    segments[3] = 0  # a sequence of padding, which losses per sequence leave out
 
     def forward(state, tokens, segments, layout=None):
         output = nnx.merge(graph, state)(tokens, segments, layout=layout)
