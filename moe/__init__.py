@@ -19,6 +19,7 @@ from .losses import (
     Scope,
     ZLoss,
 )
+from .quantized_experts import QuantizedWeight, quantize_experts
 from .residual import Residual
 from .routers import TopK
 from .routing import NO_CONTEXT, Router, RouterModule, RouterState, Routing, RoutingContext
@@ -52,6 +53,7 @@ __all__ = [
     "PerSequence",
     "Plan",
     "Probabilities",
+    "QuantizedWeight",
     "Residual",
     "Router",
     "RouterLoss",
@@ -69,4 +71,5 @@ __all__ = [
     "ZLoss",
     "fine_grained",
     "no_tap",
+    "quantize_experts",
 ]

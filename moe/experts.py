@@ -14,6 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from ..kernels import grouped_matmul
+from ..kernels.quantized import Quantized, dequantize
 
 
 @runtime_checkable
@@ -130,7 +131,7 @@ def expert_axis(experts: int) -> str | None:
 
 def expert_matmul(
     rows: Float[Array, "..."],
-    weight: Float[Array, "E I O"],
+    weight: Float[Array, "E I O"] | Quantized,
     group_sizes: Int[Array, " E"] | None,
     *,
     implementation: str | None = None,
@@ -139,7 +140,7 @@ def expert_matmul(
 
     Args:
         rows: equal batches [E, C, I]; or [1, C, I], a batch that all experts share; or rows sorted by expert [M, I].
-        weight: [E, I, O].
+        weight: [E, I, O]; or packed, with no gradient: unpacked inside the grouped product, whole for equal batches.
         group_sizes: rows of each expert where they are sorted, else None.
         implementation: of the product over sorted rows, see `kernels.grouped_matmul`.
 
@@ -152,6 +153,8 @@ def expert_matmul(
     experts, inputs, outputs = weight.shape
     if group_sizes is not None:
         return grouped_matmul(rows, weight, group_sizes, implementation=implementation)
+    if isinstance(weight, Quantized):
+        weight = jax.lax.stop_gradient(dequantize(weight))
     if rows.ndim == 3 and rows.shape[0] == experts > 1:
         return jnp.einsum("eci,eio->eco", rows, weight)
     if rows.ndim != 3 or rows.shape[0] != 1:

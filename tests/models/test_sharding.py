@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 from jax.sharding import AbstractMesh, PartitionSpec
 
+from dynamoe.kernels.quantized import INT4
 from dynamoe.models import Attention, Decoder, EveryNth, Layout, MeshRules, MeshShape
 from dynamoe.models.ffn import Dense
 from dynamoe.moe import (
@@ -23,6 +24,7 @@ from dynamoe.moe import (
     SwiGLU,
     TopK,
     ZLoss,
+    quantize_experts,
 )
 
 MESH = AbstractMesh((2, 2, 1, 2), ("data", "fsdp", "expert", "tensor"))
@@ -56,6 +58,24 @@ def test_each_logical_axis_goes_to_its_mesh_axes(unchecked):
 def test_bad_rules_are_refused_by_name(axes, shape, rules, message, unchecked):
     with pytest.raises(ValueError, match=message):
         spec(axes, shape, MeshRules(**rules))
+
+
+def test_a_packed_weight_is_split_like_its_array_and_not_through_a_group(unchecked):
+    def shardings(group_size):
+        def packed():
+            experts = SwiGLU(hidden=12).build(experts=4, width=8, key=jax.random.key(0))
+            return quantize_experts(experts, INT4, group_size=group_size)
+
+        return Layout(MESH).shardings(nnx.state(nnx.eval_shape(packed)))
+
+    gate = shardings(2)["gate"].get_value()
+    for leaf in (gate.codes, gate.scales):
+        assert leaf.spec == PartitionSpec(None, ("fsdp",), ("tensor",))
+    # D is 8 over fsdp = 2 in gate and up: 2 groups of 4, or one of 8. It is 12 over tensor = 2 in down: 3 groups of 4.
+    with pytest.raises(ValueError, match=r"down has D = 12 and group_size 4, 3 groups .* split D over 2 shards"):
+        shardings(4)
+    with pytest.raises(ValueError, match=r"D = \d+ and group_size \d+, 1 groups .* split D over 2 shards"):
+        shardings(None)
 
 
 @pytest.mark.parametrize("sizes", [{"data": 0}, {"fsdp": -2}, {"data": -1, "tensor": -1}])
