@@ -3,8 +3,7 @@
 layer.experts = quantize_experts(layer.experts, INT4, group_size=64)       # INT4: dynamoe.kernels.quantized
 """
 
-import functools
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from flax import nnx
 
@@ -52,6 +51,9 @@ def quantize_experts(
             weight = quantize(variable.get_value(), format, group_size=group_size, zero_points=zero_points)
         except ValueError as error:
             raise ValueError(f"experts.{'.'.join(map(str, path))}: {error}") from error
-        owner = functools.reduce(getattr, path[:-1], packed)
-        setattr(owner, path[-1], QuantizedWeight(weight, axes=variable.get_metadata()["axes"]))
+        owner: Any = packed
+        *modules, attribute = map(str, path)
+        for name in modules:
+            owner = getattr(owner, name)
+        setattr(owner, attribute, QuantizedWeight(weight, axes=variable.get_metadata()["axes"]))
     return packed
