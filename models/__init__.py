@@ -3,10 +3,11 @@
 from .attention import Attention
 from .cache import Cache, LayerCache
 from .decoder import Decoder, DecoderLM, Output, with_layers
-from .ffn import Dense, EveryNth, FirstLayers
+from .ffn import AtLayers, Dense, EveryNth, FirstLayers
 from .sharding import Layout, MeshRules, MeshShape
 
 __all__ = [
+    "AtLayers",
     "Attention",
     "Cache",
     "Decoder",

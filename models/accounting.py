@@ -13,7 +13,7 @@ from flax import nnx
 
 from .decoder import Decoder
 
-_FEED_FORWARD = ("router", "experts", "shared experts", "ffn")
+_FEED_FORWARD = ("router", "experts", "latent projections", "shared experts", "residual network", "ffn")
 
 
 class Part(NamedTuple):
@@ -28,7 +28,7 @@ class Part(NamedTuple):
 
 
 def count_parts(config: Decoder, sequence_length: int) -> list[Part]:
-    """Count a model's parts: embedding, attention, attention scores, router, (shared) experts, ffn, norms, head.
+    """Count a model's parts: embedding, attention, attention scores, feed-forward networks, norms, head.
 
     Args:
         config: the model.
@@ -81,6 +81,10 @@ def _part(path: tuple, axes: tuple) -> str:
         return "attention"
     if "router" in path:
         return "router"
+    if "latent" in path:
+        return "latent projections"
     if "shared" in path:
         return "shared experts"
+    if "residual" in path:
+        return "residual network"
     return "experts" if "experts" in path or "expert" in axes else "ffn"

@@ -1,6 +1,8 @@
 """What fills the feed-forward slot of the layers: a dense network, and patterns that alternate two kinds.
 
-A mixture of experts is `dynamoe.moe.MoE`. Letters: D width, F hidden width.
+A mixture of experts is `dynamoe.moe.MoE`. Patterns nest, and count layers from the model's first: one dense layer and
+then a mixture in every second is `FirstLayers(first=Dense(), ffn=EveryNth(ffn=MoE(), n=2))`. Letters: D width, F hidden
+width.
 """
 
 from dataclasses import dataclass
@@ -9,7 +11,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ..moe.feed_forward import FeedForward, Tap, no_tap
+from ..moe.feed_forward import FeedForward, LayerPattern, Tap, no_tap
 from ..moe.routing import NO_CONTEXT, RoutingContext
 from .linear import linear
 
@@ -49,30 +51,37 @@ class DenseLayer(nnx.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class EveryNth:
-    """`ffn` in every n-th layer (the last of each n, as in Switch and GShard), `otherwise` in the rest."""
+    """`ffn` in one layer of each n, `otherwise` in the rest: GShard and Switch (n = 2), ST-MoE and NLLB (n = 4), Jamba,
+    Llama 4 Maverick."""
 
-    ffn: FeedForward
+    ffn: LayerPattern
     """The network of every n-th layer."""
-    otherwise: FeedForward = Dense()
+    otherwise: LayerPattern = Dense()
     """The network of the other layers."""
     n: int = 2
     """Distance between two layers with `ffn`."""
+    offset: int | None = None
+    """The first layer with `ffn`, from 0 to n - 1; None: n - 1, the last of each n."""
 
     def __post_init__(self):
         if self.n < 1:
             raise ValueError(f"EveryNth.n is {self.n}; it must be at least 1")
+        if self.offset is not None and not 0 <= self.offset < self.n:
+            raise ValueError(f"EveryNth.offset is {self.offset}; with n={self.n} it must be from 0 to {self.n - 1}")
 
     def at(self, layer: int) -> FeedForward:
-        return self.ffn if layer % self.n == self.n - 1 else self.otherwise
+        offset = self.n - 1 if self.offset is None else self.offset
+        return (self.ffn if layer % self.n == offset else self.otherwise).at(layer)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FirstLayers:
-    """`first` in the first `count` layers, `ffn` after them (DeepSeek-V2 and V3)."""
+    """`first` in the first `count` layers, `ffn` after them: DeepSeek-V2 and V3, GLM-4.5. With two mixtures it is the
+    pyramid of DeepSpeed-MoE, which has more experts in later layers."""
 
-    ffn: FeedForward
+    ffn: LayerPattern
     """The network after the first layers."""
-    first: FeedForward = Dense()
+    first: LayerPattern = Dense()
     """The network of the first layers."""
     count: int = 1
     """How many layers are first."""
@@ -82,4 +91,24 @@ class FirstLayers:
             raise ValueError(f"FirstLayers.count is {self.count}; it must be at least 0")
 
     def at(self, layer: int) -> FeedForward:
-        return self.first if layer < self.count else self.ffn
+        return (self.first if layer < self.count else self.ffn).at(layer)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtLayers:
+    """`ffn` in the layers that are named, `otherwise` in the rest: V-MoE's last few of every second layer, or the list
+    of dense layers in Qwen's configurations, with a mixture as `otherwise`."""
+
+    ffn: LayerPattern
+    """The network of the named layers."""
+    layers: tuple[int, ...]
+    """Their numbers, from 0."""
+    otherwise: LayerPattern = Dense()
+    """The network of the other layers."""
+
+    def __post_init__(self):
+        if wrong := [layer for layer in self.layers if layer < 0]:
+            raise ValueError(f"AtLayers.layers holds {wrong[0]}; layers are numbered from 0")
+
+    def at(self, layer: int) -> FeedForward:
+        return (self.ffn if layer in self.layers else self.otherwise).at(layer)

@@ -15,6 +15,8 @@ from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
+from ..kernels.quantized import Quantized, check_shards
+
 
 @dataclass(frozen=True, kw_only=True)
 class MeshShape:
@@ -112,7 +114,10 @@ class Layout:
         """The sharding of every array in a tree of (possibly abstract) arrays.
 
         A variable's array is split by the logical axes that it carries, and so is an optimizer's array of the same
-        variable; everything else is whole on every device.
+        variable; everything else is whole on every device. The leaves of a packed weight are split alike.
+
+        Raises:
+            ValueError: as `MeshRules.spec` does, or a split would cut the groups of a packed weight; it is named.
         """
         whole = NamedSharding(self.mesh, PartitionSpec())
 
@@ -126,7 +131,11 @@ class Layout:
                     return whole
                 return NamedSharding(self.mesh, self.rules.spec(axes, array.shape, self.mesh, name))
 
-            return leaf.replace(jax.tree.map(of, leaf.get_value()))
+            value = leaf.get_value()
+            if axes is not None and isinstance(value, Quantized):
+                split = NamedSharding(self.mesh, self.rules.spec(axes, value.shape, self.mesh, name))
+                check_shards(value, value.shape[-2] // split.shard_shape(value.shape)[-2], name)
+            return leaf.replace(jax.tree.map(of, value))
 
         return jax.tree_util.tree_map_with_path(sharding, tree, is_leaf=lambda node: isinstance(node, nnx.Variable))
 

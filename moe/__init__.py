@@ -3,11 +3,28 @@
 from .dispatchers import CapacityDispatcher, DenseDispatcher, Dispatcher, DroplessDispatcher, Plan
 from .experts import GELU, Experts, ExpertsModule, SwiGLU
 from .feed_forward import FeedForward, FeedForwardModule, LayerPattern, Tap, no_tap
+from .fine_grained import fine_grained
+from .latent import Latent
 from .layer import MoE, MoELayer
-from .losses import BalanceLoss, RouterLoss, ZLoss
+from .losses import (
+    BalanceLoss,
+    EntropyLoss,
+    Gates,
+    GlobalBatch,
+    ImportanceLoss,
+    LoadLoss,
+    PerSequence,
+    Probabilities,
+    RouterLoss,
+    Scope,
+    ZLoss,
+)
+from .quantized_experts import QuantizedWeight, quantize_experts
+from .residual import Residual
 from .routers import TopK
 from .routing import NO_CONTEXT, Router, RouterModule, RouterState, Routing, RoutingContext
 from .scores import Scores, Sigmoid, Softmax
+from .shared import GatedShared
 from .telemetry import MoEStats
 
 __all__ = [
@@ -18,21 +35,33 @@ __all__ = [
     "DenseDispatcher",
     "Dispatcher",
     "DroplessDispatcher",
+    "EntropyLoss",
     "Experts",
     "ExpertsModule",
     "FeedForward",
     "FeedForwardModule",
+    "GatedShared",
+    "Gates",
+    "GlobalBatch",
+    "ImportanceLoss",
+    "Latent",
     "LayerPattern",
+    "LoadLoss",
     "MoE",
     "MoELayer",
     "MoEStats",
+    "PerSequence",
     "Plan",
+    "Probabilities",
+    "QuantizedWeight",
+    "Residual",
     "Router",
     "RouterLoss",
     "RouterModule",
     "RouterState",
     "Routing",
     "RoutingContext",
+    "Scope",
     "Scores",
     "Sigmoid",
     "Softmax",
@@ -40,5 +69,7 @@ __all__ = [
     "Tap",
     "TopK",
     "ZLoss",
+    "fine_grained",
     "no_tap",
+    "quantize_experts",
 ]

@@ -14,6 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from ..kernels import grouped_matmul
+from ..kernels.quantized import Quantized, dequantize
 
 
 @runtime_checkable
@@ -29,8 +30,10 @@ class ExpertsModule(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
 class Experts(abc.ABC):
-    """Configuration of the experts of a layer."""
+    """Configuration of the experts of a layer. A dataclass, so that the command line shows the fields of experts that
+    may be None."""
 
     @abc.abstractmethod
     def build(self, *, experts: int, width: int, key: jax.Array) -> ExpertsModule:
@@ -110,25 +113,25 @@ def check_hidden(config: SwiGLU | GELU) -> None:
 
 def inward_weight(key: jax.Array, experts: int, width: int, hidden: int) -> nnx.Param:
     """A fresh weight [E, D, F] of variance 1 / D."""
-    return nnx.Param(_INITIAL(key, (experts, width, hidden)), axes=(_expert_axis(experts), "embed", "mlp"))
+    return nnx.Param(_INITIAL(key, (experts, width, hidden)), axes=(expert_axis(experts), "embed", "mlp"))
 
 
 def outward_weight(key: jax.Array, experts: int, hidden: int, width: int) -> nnx.Param:
     """A fresh weight [E, F, D] of variance 1 / F."""
-    return nnx.Param(_INITIAL(key, (experts, hidden, width)), axes=(_expert_axis(experts), "mlp", "embed"))
+    return nnx.Param(_INITIAL(key, (experts, hidden, width)), axes=(expert_axis(experts), "mlp", "embed"))
 
 
 _INITIAL = jax.nn.initializers.lecun_normal(in_axis=1, out_axis=2, batch_axis=0)
 
 
-def _expert_axis(experts: int) -> str | None:
+def expert_axis(experts: int) -> str | None:
     """One expert alone runs for every token on every device: it is not split."""
     return "expert" if experts > 1 else None
 
 
 def expert_matmul(
     rows: Float[Array, "..."],
-    weight: Float[Array, "E I O"],
+    weight: Float[Array, "E I O"] | Quantized,
     group_sizes: Int[Array, " E"] | None,
     *,
     implementation: str | None = None,
@@ -137,7 +140,7 @@ def expert_matmul(
 
     Args:
         rows: equal batches [E, C, I]; or [1, C, I], a batch that all experts share; or rows sorted by expert [M, I].
-        weight: [E, I, O].
+        weight: [E, I, O]; or packed, with no gradient: unpacked inside the grouped product, whole for equal batches.
         group_sizes: rows of each expert where they are sorted, else None.
         implementation: of the product over sorted rows, see `kernels.grouped_matmul`.
 
@@ -150,6 +153,8 @@ def expert_matmul(
     experts, inputs, outputs = weight.shape
     if group_sizes is not None:
         return grouped_matmul(rows, weight, group_sizes, implementation=implementation)
+    if isinstance(weight, Quantized):
+        weight = jax.lax.stop_gradient(dequantize(weight))
     if rows.ndim == 3 and rows.shape[0] == experts > 1:
         return jnp.einsum("eci,eio->eco", rows, weight)
     if rows.ndim != 3 or rows.shape[0] != 1:

@@ -18,7 +18,9 @@ from jaxtyping import Array, Bool, Float
 from .dispatchers import Dispatcher, DroplessDispatcher
 from .experts import Experts, SwiGLU
 from .feed_forward import FeedForward, Tap, no_tap
+from .latent import Latent
 from .losses import BalanceLoss, RouterLoss
+from .residual import Residual
 from .routers import TopK
 from .routing import NO_CONTEXT, Router, RouterState, RoutingContext
 from .telemetry import MoEStats, moe_stats
@@ -38,7 +40,11 @@ class MoE(FeedForward):
     """Carries tokens to experts and back."""
     shared: Experts | None = None
     """An expert that every token passes besides those it is routed to; n shared experts of hidden width F are one of
-    n * F. Dai et al. 2024 (DeepSeekMoE), https://arxiv.org/abs/2401.06066."""
+    n * F. Dai et al. 2024 (DeepSeekMoE), https://arxiv.org/abs/2401.06066. See also `GatedShared`."""
+    latent: Latent | None = None
+    """A narrower width that the routed experts work in."""
+    residual: Residual | None = None
+    """A dense network that the routed and shared experts correct."""
     losses: tuple[RouterLoss, ...] = (BalanceLoss(),)
     """Auxiliary losses of the router, each class at most once: metrics name them by it."""
 
@@ -71,12 +77,15 @@ class MoELayer(nnx.Module):
 
     def __init__(self, config: MoE, *, width: int, key: jax.Array):
         router, experts = jax.random.split(key)
-        shared = jax.random.fold_in(key, 2)
+        shared, latent, residual = (jax.random.fold_in(key, number) for number in (2, 3, 4))
+        inner = width if config.latent is None else config.latent.width
         self.config = config
         self.width = width
         self.router = config.router.build(width=width, experts=config.experts, key=router)
-        self.experts = config.expert.build(experts=config.experts, width=width, key=experts)
+        self.experts = config.expert.build(experts=config.experts, width=inner, key=experts)
         self.shared = None if config.shared is None else config.shared.build(experts=1, width=width, key=shared)
+        self.latent = None if config.latent is None else config.latent.build(width=width, key=latent)
+        self.residual = None if config.residual is None else config.residual.build(width=width, key=residual)
 
     def __call__(
         self, x: Float[Array, "*batch D"], context: RoutingContext = NO_CONTEXT, tap: Tap = no_tap
@@ -105,12 +114,17 @@ class MoELayer(nnx.Module):
         tap("ffn", x, routing)
         dispatcher = self.config.dispatcher
         plan = dispatcher.plan(routing, context)
-        rows = self.experts(dispatcher.dispatch(tokens, plan), plan.group_sizes)
+        inner = tokens if self.latent is None else self.latent.enter(tokens)
+        rows = self.experts(dispatcher.dispatch(inner, plan), plan.group_sizes)
         y = dispatcher.combine(rows, plan)
+        if self.latent is not None:
+            y = self.latent.leave(y)
         if self.shared is not None:
-            y = y + _masked(self.shared(tokens[None], None)[0], context.mask)
+            y = y + self.shared(tokens[None], None)[0]
+        if self.residual is not None:
+            y = self.residual(tokens, y)
         stats = moe_stats(routing, context, self.config.losses, plan.dropped, self._checked(state or {}))
-        return y.reshape(x.shape), stats
+        return _masked(y, context.mask).reshape(x.shape), stats
 
     def _check(self, x: Float[Array, "*batch D"], context: RoutingContext) -> None:
         """Refuse arguments that do not fit, before they meet in a product or a broadcast."""

@@ -36,28 +36,32 @@ class CapacityDispatcher(Dispatcher):
 
     capacity_factor: float = 1.25
     """Places per expert, as a multiple of an even share of the group's assignments."""
+    evaluation_capacity_factor: float | None = None
+    """The same where `context.training` is False (ST-MoE: 1.25 in training, 2.0 here); None: as in training."""
     routing_group: int | None = None
     """Tokens that compete for the same places, so that drops do not depend on the mesh; None: the whole batch."""
 
     def __post_init__(self):
-        if not 0 < self.capacity_factor < math.inf:
-            raise ValueError(
-                f"CapacityDispatcher.capacity_factor is {self.capacity_factor}; it must be above 0 and finite"
-            )
+        for name in ("capacity_factor", "evaluation_capacity_factor"):
+            factor = getattr(self, name)
+            if factor is not None and not 0 < factor < math.inf:
+                raise ValueError(f"CapacityDispatcher.{name} is {factor}; it must be above 0 and finite")
         if self.routing_group is not None and self.routing_group < 1:
             raise ValueError(f"CapacityDispatcher.routing_group is {self.routing_group}; it must be at least 1 token")
 
-    def capacity(self, *, tokens: int, assignments: int, experts: int) -> int:
+    def capacity(self, *, tokens: int, assignments: int, experts: int, training: bool = True) -> int:
         """C, places per expert and group, for a batch of T tokens with A assignments, padding included; never more than
         a group's assignments."""
+        evaluation = self.evaluation_capacity_factor
+        factor = self.capacity_factor if training or evaluation is None else evaluation
         group = tokens if self.routing_group is None else min(self.routing_group, tokens)
         sent = -(-assignments * group // tokens)
-        wanted = math.ceil(round(min(self.capacity_factor, experts) * sent / experts, 6))  # 1.1 * 10 is a bit above 11
+        wanted = math.ceil(round(min(factor, experts) * sent / experts, 6))  # 1.1 * 10 is a bit above 11
         return min(max(1, wanted), sent)
 
     def plan(self, routing: Routing, context: RoutingContext = NO_CONTEXT) -> CapacityPlan:
         (tokens, experts), assignments = routing.logits.shape, routing.expert.shape[0]
-        capacity = self.capacity(tokens=tokens, assignments=assignments, experts=experts)
+        capacity = self.capacity(tokens=tokens, assignments=assignments, experts=experts, training=context.training)
         group_of = tokens_of(routing) // (self.routing_group or tokens)
         groups = -(-tokens // (self.routing_group or tokens))
         queues = experts * groups

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynamoe.models import Dense, EveryNth, FirstLayers
+from dynamoe.models import AtLayers, Dense, EveryNth, FirstLayers
 from dynamoe.moe import LayerPattern, MoE
 
 MOE, DENSE = MoE(), Dense(hidden=8)
@@ -36,9 +36,14 @@ def test_dense_equals_float64_and_shows_its_input_to_the_tap(reference, key):
         (EveryNth(ffn=MOE, otherwise=DENSE), "DMDMDM"),
         (EveryNth(ffn=MOE, otherwise=DENSE, n=3), "DDMDDM"),
         (EveryNth(ffn=MOE, otherwise=DENSE, n=1), "MMMMMM"),
+        (EveryNth(ffn=MOE, otherwise=DENSE, n=4, offset=1), "DMDDDM"),
         (FirstLayers(ffn=MOE, first=DENSE), "DMMMMM"),
         (FirstLayers(ffn=MOE, first=DENSE, count=0), "MMMMMM"),
         (FirstLayers(ffn=MOE, first=DENSE, count=4), "DDDDMM"),
+        (AtLayers(ffn=MOE, otherwise=DENSE, layers=(3, 5)), "DDDMDM"),  # V-MoE's last 2 of every second
+        (AtLayers(ffn=DENSE, otherwise=MOE, layers=(0,)), "DMMMMM"),
+        (FirstLayers(first=DENSE, ffn=EveryNth(ffn=MOE, otherwise=DENSE, offset=0), count=1), "DDMDMD"),
+        (EveryNth(ffn=MOE, otherwise=FirstLayers(ffn=MOE, first=DENSE, count=3)), "DMDMMM"),
     ],
 )
 def test_a_pattern_chooses_by_layer(pattern, layers):
@@ -52,5 +57,9 @@ def test_a_bad_config_is_refused():
         Dense(hidden=0)
     with pytest.raises(ValueError, match=r"EveryNth\.n is 0; it must be at least 1"):
         EveryNth(ffn=MOE, n=0)
+    with pytest.raises(ValueError, match=r"EveryNth\.offset is 2; with n=2 it must be from 0 to 1"):
+        EveryNth(ffn=MOE, offset=2)
+    with pytest.raises(ValueError, match=r"AtLayers\.layers holds -1; layers are numbered from 0"):
+        AtLayers(ffn=MOE, layers=(2, -1))
     with pytest.raises(ValueError, match=r"FirstLayers\.count is -1; it must be at least 0"):
         FirstLayers(ffn=MOE, count=-1)

@@ -9,9 +9,23 @@ import pytest
 from flax import nnx
 from jax.sharding import AbstractMesh, PartitionSpec
 
+from dynamoe.kernels.quantized import INT4
 from dynamoe.models import Attention, Decoder, EveryNth, Layout, MeshRules, MeshShape
 from dynamoe.models.ffn import Dense
-from dynamoe.moe import MoE, SwiGLU, TopK
+from dynamoe.moe import (
+    BalanceLoss,
+    EntropyLoss,
+    GatedShared,
+    ImportanceLoss,
+    Latent,
+    MoE,
+    PerSequence,
+    Residual,
+    SwiGLU,
+    TopK,
+    ZLoss,
+    quantize_experts,
+)
 
 MESH = AbstractMesh((2, 2, 1, 2), ("data", "fsdp", "expert", "tensor"))
 
@@ -46,6 +60,24 @@ def test_bad_rules_are_refused_by_name(axes, shape, rules, message, unchecked):
         spec(axes, shape, MeshRules(**rules))
 
 
+def test_a_packed_weight_is_split_like_its_array_and_not_through_a_group(unchecked):
+    def shardings(group_size):
+        def packed():
+            experts = SwiGLU(hidden=12).build(experts=4, width=8, key=jax.random.key(0))
+            return quantize_experts(experts, INT4, group_size=group_size)
+
+        return Layout(MESH).shardings(nnx.state(nnx.eval_shape(packed)))
+
+    gate = shardings(2)["gate"].get_value()
+    for leaf in (gate.codes, gate.scales):
+        assert leaf.spec == PartitionSpec(None, ("fsdp",), ("tensor",))
+    # D is 8 over fsdp = 2 in gate and up: 2 groups of 4, or one of 8. It is 12 over tensor = 2 in down: 3 groups of 4.
+    with pytest.raises(ValueError, match=r"down has D = 12 and group_size 4, 3 groups .* split D over 2 shards"):
+        shardings(4)
+    with pytest.raises(ValueError, match=r"D = \d+ and group_size \d+, 1 groups .* split D over 2 shards"):
+        shardings(None)
+
+
 @pytest.mark.parametrize("sizes", [{"data": 0}, {"fsdp": -2}, {"data": -1, "tensor": -1}])
 def test_a_bad_mesh_shape_is_refused(sizes):
     with pytest.raises(ValueError, match="each axis must be at least 1, and at most one may be -1"):
@@ -58,12 +90,21 @@ def test_a_mesh_that_does_not_fit_the_devices_is_refused():
         MeshShape(fsdp=3).build(jax.devices()[:1])
 
 
+MIXTURE = MoE(
+    experts=4,
+    router=TopK(k=2),
+    expert=SwiGLU(hidden=8),
+    shared=GatedShared(expert=SwiGLU(hidden=4)),
+    latent=Latent(width=8),
+    residual=Residual(dense=SwiGLU(hidden=4)),
+    losses=(BalanceLoss(scope=PerSequence()), ImportanceLoss(), EntropyLoss(scope=PerSequence()), ZLoss()),
+)
 CONFIG = Decoder(
     vocab=24,
     width=16,
     layers=4,
     attention=Attention(heads=4, kv_heads=2),
-    ffn=EveryNth(ffn=MoE(experts=4, router=TopK(k=2), expert=SwiGLU(hidden=8)), otherwise=Dense(hidden=24)),
+    ffn=EveryNth(ffn=MIXTURE, otherwise=Dense(hidden=24)),
 )
 # data 1, fsdp 2, expert 2, tensor 2: the local part of an array per logical name.
 PARTS = {"embed": 2, "mlp": 2, "expert": 2, "heads": 2, "kv_heads": 2, "vocab": 2, "layers": 1, None: 1}
@@ -93,6 +134,7 @@ def check_on_eight_devices():
 
     tokens = np.random.default_rng(0).integers(0, 24, (8, 6), np.int32)
     segments = np.broadcast_to([1, 1, 1, 2, 2, 0], (8, 6)).astype(np.int32)
+    segments[3] = 0  # a sequence of padding, which losses per sequence leave out
 
     def forward(state, tokens, segments, layout=None):
         output = nnx.merge(graph, state)(tokens, segments, layout=layout)

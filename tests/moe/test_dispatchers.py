@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dynamoe.moe import CapacityDispatcher, DenseDispatcher, DroplessDispatcher, Routing, SwiGLU
+from dynamoe.moe import CapacityDispatcher, DenseDispatcher, DroplessDispatcher, Routing, RoutingContext, SwiGLU
 
 T, D, E = 5, 8, 3
 DISPATCHERS = [
@@ -246,10 +246,21 @@ def test_capacity_is_rounded_up_but_not_by_a_rounding_error():
     assert places(1e6, 10) == 20  # all assignments
 
 
+def test_evaluation_may_have_a_capacity_factor_of_its_own():
+    # Five tokens to expert 1: ceil(0.6 * 5 / 3) = 1 place in training, ceil(1.8 * 5 / 3) = 3 in evaluation.
+    chosen = routing(expert=[1] * T, weight=[1.0] * T)
+    for evaluation, trained, evaluated in ((1.8, 4 / 5, 2 / 5), (None, 4 / 5, 4 / 5)):
+        dispatcher = CapacityDispatcher(capacity_factor=0.6, evaluation_capacity_factor=evaluation)
+        np.testing.assert_allclose(dispatcher.plan(chosen, RoutingContext(training=True)).dropped, trained, rtol=1e-6)
+        np.testing.assert_allclose(dispatcher.plan(chosen, RoutingContext()).dropped, evaluated, rtol=1e-6)
+        np.testing.assert_allclose(dispatcher.plan(chosen).dropped, evaluated, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["capacity_factor", "evaluation_capacity_factor"])
 @pytest.mark.parametrize("factor", [0.0, -1.0, math.inf, math.nan])
-def test_a_capacity_factor_that_is_not_positive_and_finite_is_refused(factor):
-    with pytest.raises(ValueError, match=rf"capacity_factor is {factor}; it must be above 0 and finite"):
-        CapacityDispatcher(capacity_factor=factor)
+def test_a_capacity_factor_that_is_not_positive_and_finite_is_refused(name, factor):
+    with pytest.raises(ValueError, match=rf"CapacityDispatcher\.{name} is {factor}; it must be above 0 and finite"):
+        CapacityDispatcher(**{name: factor})
 
 
 def test_a_routing_group_without_tokens_is_refused():

@@ -1,0 +1,37 @@
+"""The interface of an auxiliary loss, and means over the real tokens. Letters: T tokens, E experts."""
+
+import abc
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from ..routing import Routing, RoutingContext, assignment_counts
+
+
+class RouterLoss(abc.ABC):
+    """A scalar that a router is trained on beside the task's loss. Its name in metrics is the class's name."""
+
+    coefficient: float
+
+    @abc.abstractmethod
+    def __call__(self, routing: Routing, context: RoutingContext) -> Float[Array, ""]:
+        """The loss before the coefficient. `context` is what the router was given; its mask is False at padding."""
+
+
+def assignment_share(routing: Routing) -> Float[Array, " E"]:
+    """Each expert's share of the assignments: sums to 1; no gradient."""
+    count = assignment_counts(routing).astype(jnp.float32)
+    return count / jnp.maximum(count.sum(), 1.0)
+
+
+def importance(routing: Routing, mask: Bool[Array, " T"] | None) -> Float[Array, " E"]:
+    """Each expert's mean probability over the real tokens."""
+    return token_mean(routing.probs, mask)
+
+
+def token_mean(values: Float[Array, "T *rest"], mask: Bool[Array, " T"] | None) -> Float[Array, "*rest"]:
+    """Mean over the real tokens."""
+    if mask is None:
+        return values.mean(axis=0)
+    real = mask.astype(values.dtype)
+    return jnp.tensordot(real, values, axes=1) / jnp.maximum(real.sum(), 1.0)
