@@ -1,5 +1,6 @@
 """Mixture of experts: routers, dispatchers, experts, losses, telemetry and the layer that joins them."""
 
+from .balancing import Balancing, BalancingModule, LossFree
 from .dispatchers import CapacityDispatcher, DenseDispatcher, Dispatcher, DroplessDispatcher, Plan
 from .experts import GELU, Experts, ExpertsModule, SwiGLU
 from .feed_forward import FeedForward, FeedForwardModule, LayerPattern, Tap, no_tap
@@ -14,6 +15,8 @@ __all__ = [
     "GELU",
     "NO_CONTEXT",
     "BalanceLoss",
+    "Balancing",
+    "BalancingModule",
     "CapacityDispatcher",
     "DenseDispatcher",
     "Dispatcher",
@@ -23,6 +26,7 @@ __all__ = [
     "FeedForward",
     "FeedForwardModule",
     "LayerPattern",
+    "LossFree",
     "MoE",
     "MoELayer",
     "MoEStats",
