@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dynamoe.moe import LossFree, MoE, RoutingContext, RouterState, Sigmoid, SwiGLU, TopK
+from dynamoe.moe import LossFree, MoE, RouterState, RoutingContext, Sigmoid, SwiGLU, TopK
 from dynamoe.moe.routing import NO_CONTEXT
 
 T, D, E = 12, 8, 4
