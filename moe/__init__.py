@@ -4,8 +4,10 @@ from .balancing import Balancing, BalancingModule, LossFree
 from .dispatchers import CapacityDispatcher, DenseDispatcher, Dispatcher, DroplessDispatcher, Plan
 from .experts import GELU, Experts, ExpertsModule, SwiGLU
 from .feed_forward import FeedForward, FeedForwardModule, LayerPattern, Tap, no_tap
+from .group_limit import GroupLimit
 from .layer import MoE, MoELayer
 from .losses import BalanceLoss, RouterLoss, ZLoss
+from .noise import Gumbel, Jitter, LearnedNoise, Noise, NoiseModule, NoisyLogits
 from .routers import TopK
 from .routing import NO_CONTEXT, Router, RouterModule, RouterState, Routing, RoutingContext
 from .scores import Scores, Sigmoid, Softmax
@@ -25,11 +27,18 @@ __all__ = [
     "ExpertsModule",
     "FeedForward",
     "FeedForwardModule",
+    "GroupLimit",
+    "Gumbel",
+    "Jitter",
     "LayerPattern",
+    "LearnedNoise",
     "LossFree",
     "MoE",
     "MoELayer",
     "MoEStats",
+    "Noise",
+    "NoiseModule",
+    "NoisyLogits",
     "Plan",
     "Router",
     "RouterLoss",

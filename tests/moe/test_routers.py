@@ -14,6 +14,10 @@ from flax import nnx
 from dynamoe.moe import (
     DenseDispatcher,
     Experts,
+    GroupLimit,
+    Gumbel,
+    Jitter,
+    LearnedNoise,
     LossFree,
     MoE,
     Router,
@@ -65,6 +69,18 @@ CASES = [
     top_k("top-3", probability_of_the_chosen, k=3, renormalize=False),
     top_k("top-2 of sigmoids", k=2, scores=Sigmoid()),
     top_k("top-2 loss-free", k=2, scores=Sigmoid(), balancing=LossFree(rate=0.1)),
+    top_k("Switch", probability_of_the_chosen, k=1, renormalize=False, noise=Jitter(amount=0.1)),
+    top_k("top-2 with learned noise", k=2, noise=LearnedNoise()),
+    top_k("top-2 drawn", k=2, noise=Gumbel()),
+    top_k(
+        "DeepSeek-V3",
+        lambda probs, assigned: np.full(T, 2.5),
+        k=2,
+        scores=Sigmoid(),
+        scale=2.5,
+        balancing=LossFree(rate=0.1),
+        groups=GroupLimit(groups=2, chosen=1),
+    ),
 ]
 every_router = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynamoe.moe import RoutingContext, Sigmoid, TopK
+from dynamoe.moe import Sigmoid, TopK
 from dynamoe.moe.routing import NO_CONTEXT
 
 T, D, E = 6, 8, 4
@@ -16,8 +16,8 @@ def x(key):
     return jax.random.normal(jax.random.fold_in(key, 1), (T, D))
 
 
-def route(config, x, context=NO_CONTEXT):
-    return config.build(width=D, experts=E, key=jax.random.key(3))(x, context)[0]
+def route(config, x):
+    return config.build(width=D, experts=E, key=jax.random.key(3))(x, NO_CONTEXT)[0]
 
 
 @pytest.mark.parametrize(
@@ -66,31 +66,6 @@ def test_sigmoid_scores_by_hand():
     np.testing.assert_allclose(routing.probs, scores / 2.0, rtol=1e-6)
 
 
-def test_jitter_scales_the_input_in_training_alone(x):
-    noisy, plain = TopK(k=2, jitter=0.1), TopK(k=2)
-    draw = RoutingContext(key=jax.random.key(5), training=True)
-    np.testing.assert_array_equal(route(noisy, x, draw._replace(training=False)).logits, route(plain, x).logits)
-    one, other = route(noisy, x, draw), route(noisy, x, draw._replace(key=jax.random.key(6)))
-    assert (one.logits != other.logits).all()
-    # With the identity as kernel the logits are the input times the noise.
-    router = TopK(k=1, renormalize=False, jitter=0.1).build(width=E, experts=E, key=jax.random.key(0))
-    router.gate.kernel[...] = jnp.eye(E)
-    factors = router(jnp.ones((500, E)), draw)[0].logits
-    assert 0.9 <= factors.min() < 0.91 and 1.09 < factors.max() <= 1.1
-    np.testing.assert_allclose(factors.mean(), 1.0, atol=0.01)
-
-
-def test_jitter_without_a_key_is_refused(x):
-    with pytest.raises(ValueError, match=r"context\.key is None; a router with jitter needs a PRNG key in training"):
-        route(TopK(jitter=0.1), x, RoutingContext(training=True))
-
-
-@pytest.mark.parametrize("jitter", [-0.1, 1.0, float("nan")])
-def test_jitter_outside_of_its_range_is_refused(jitter):
-    with pytest.raises(ValueError, match=rf"TopK\.jitter is {jitter}; it must be at least 0 and below 1"):
-        TopK(jitter=jitter)
-
-
 def test_one_renormalised_expert_is_refused_for_its_weight_would_be_a_constant():
     with pytest.raises(ValueError, match=r"TopK\.renormalize is True with k=1: .* it must be False"):
         TopK(k=1)
@@ -111,3 +86,16 @@ def test_fewer_than_one_expert_per_token_is_refused():
 def test_more_experts_per_token_than_experts_are_refused():
     with pytest.raises(ValueError, match=r"TopK\.k is 5; with 4 experts it must be at most 4"):
         TopK(k=5).build(width=D, experts=4, key=jax.random.key(0))
+
+
+def test_the_scale_multiplies_the_weights_and_nothing_else(x):
+    scaled, plain = route(TopK(k=2, scale=2.5), x), route(TopK(k=2), x)
+    np.testing.assert_array_equal(scaled.expert, plain.expert)
+    np.testing.assert_allclose(scaled.weight, 2.5 * plain.weight, rtol=1e-6)
+    np.testing.assert_array_equal(scaled.probs, plain.probs)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_scale_outside_of_its_range_is_refused(scale):
+    with pytest.raises(ValueError, match=rf"TopK\.scale is {scale}; it must be above 0 and finite"):
+        TopK(scale=scale)
