@@ -8,7 +8,7 @@ from .group_limit import GroupLimit
 from .layer import MoE, MoELayer
 from .losses import BalanceLoss, RouterLoss, ZLoss
 from .noise import Gumbel, Jitter, LearnedNoise, Noise, NoiseModule, NoisyLogits
-from .routers import TopK
+from .routers import EntropyLoss, NullBalanceLoss, NullExperts, Random, TopK, TopP
 from .routing import NO_CONTEXT, Router, RouterModule, RouterState, Routing, RoutingContext
 from .scores import Scores, Sigmoid, Softmax
 from .telemetry import MoEStats
@@ -23,6 +23,7 @@ __all__ = [
     "DenseDispatcher",
     "Dispatcher",
     "DroplessDispatcher",
+    "EntropyLoss",
     "Experts",
     "ExpertsModule",
     "FeedForward",
@@ -39,7 +40,10 @@ __all__ = [
     "Noise",
     "NoiseModule",
     "NoisyLogits",
+    "NullBalanceLoss",
+    "NullExperts",
     "Plan",
+    "Random",
     "Router",
     "RouterLoss",
     "RouterModule",
@@ -52,6 +56,7 @@ __all__ = [
     "SwiGLU",
     "Tap",
     "TopK",
+    "TopP",
     "ZLoss",
     "no_tap",
 ]

@@ -82,7 +82,7 @@ class Gumbel(Noise):
     """Experts drawn instead of the best taken: the k highest of logits + temperature * Gumbel noise.
 
     That draws k experts without replacement, each time in proportion to exp(logit / temperature). Kool et al. 2019,
-    "Stochastic Beams and Where to Find Them", https://arxiv.org/abs/1903.06059, section 2.2. The noise chooses; the
+    "Stochastic Beams and Where to Find Them", https://arxiv.org/abs/1903.06059. The noise chooses; the
     weights are those of the logits without it. A bias of `balancing` is added to the scores of the noisy logits.
     """
 

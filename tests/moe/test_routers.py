@@ -20,11 +20,14 @@ from dynamoe.moe import (
     LearnedNoise,
     LossFree,
     MoE,
+    NullExperts,
+    Random,
     Router,
     Routing,
     RoutingContext,
     Sigmoid,
     TopK,
+    TopP,
 )
 from dynamoe.moe.routing import assignment_counts, tokens_of
 
@@ -41,6 +44,10 @@ def one(probs, assigned):
 
 def probability_of_the_chosen(probs, assigned):
     return (probs * assigned).sum(axis=1)
+
+
+def one_unless_all_are_null(probs, assigned):
+    return assigned.any(axis=1)
 
 
 class Case(NamedTuple):
@@ -81,6 +88,9 @@ CASES = [
         balancing=LossFree(rate=0.1),
         groups=GroupLimit(groups=2, chosen=1),
     ),
+    Case("top-p", TopP(p=0.6, most=3), probability_of_the_chosen),
+    Case("null experts", NullExperts(k=3, null_experts=2), one_unless_all_are_null),
+    Case("random", Random(k=2), one, per_token=2, equivariant=False),
 ]
 every_router = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 
