@@ -40,7 +40,7 @@ def parse(arguments: list[str]) -> Any:
         prog="dynamoe",
         description="Mixture-of-experts and dynamic inference in JAX.",
         args=arguments,
-        config=(tyro.conf.AvoidSubcommands, tyro.conf.OmitSubcommandPrefixes),
+        config=(tyro.conf.AvoidSubcommands,),
     )
     if getattr(command, "recipe", None) != recipe:
         raise ValueError(f"recipe is {command.recipe}; it must stand right after `train`, before the options")

@@ -30,8 +30,12 @@ class BalancingModule(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
 class Balancing(abc.ABC):
-    """Configuration of a balancing."""
+    """Configuration of a balancing.
+
+    A dataclass itself, so that the command line finds the options of what stands in an optional field.
+    """
 
     @abc.abstractmethod
     def build(self, *, experts: int) -> BalancingModule:

@@ -40,8 +40,12 @@ class NoiseModule(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
 class Noise(abc.ABC):
-    """Configuration of a noise."""
+    """Configuration of a noise.
+
+    A dataclass itself, so that the command line finds the options of what stands in an optional field.
+    """
 
     @abc.abstractmethod
     def build(self, *, width: int, experts: int, key: jax.Array) -> NoiseModule:
