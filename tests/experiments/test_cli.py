@@ -1,6 +1,7 @@
 """The command line explains itself, and tells an error in one line."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +29,26 @@ def test_help_explains_the_command(dynamoe: Dynamoe, command: str | None, explai
     assert (status, errors) == (0, "")
     for text in explained:
         assert text in " ".join(output.replace("│", "").split())
+
+
+OPTIONAL_PARTS_TWICE = """
+from dynamoe.experiments.experiment import Experiment
+from dynamoe.models import Decoder, Dense, FirstLayers
+from dynamoe.moe import GroupLimit, Jitter, LossFree, MoE, TopK
+
+def recipe():
+    router = TopK(noise=Jitter(), balancing=LossFree(), groups=GroupLimit(groups=4, chosen=2))
+    return Experiment(model=Decoder(ffn=FirstLayers(first=MoE(router=router), ffn=MoE(router=router))))
+"""
+
+
+def test_help_lists_the_values_of_optional_parts_under_their_own_names(dynamoe: Dynamoe, tmp_path: Path) -> None:
+    (tmp_path / "twice.py").write_text(OPTIONAL_PARTS_TWICE)
+    status, output, errors = dynamoe("train", str(tmp_path / "twice.py"), "--help")
+    assert (status, errors) == (0, "")
+    for field in ("noise.amount", "balancing.rate", "groups.chosen"):
+        for place in ("first", "ffn"):
+            assert f"--model.ffn.{place}.router.{field}" in output
 
 
 @pytest.mark.parametrize("arguments", [(), ("fly",), ("demo", "--smokey"), ("train", "--steps", "three")])
