@@ -145,7 +145,8 @@ def balanced_assignment(
         position = jnp.arange(tokens) - start.at[queue].get(mode="fill", fill_value=0)
         kept = jnp.where(position < places, queue, experts)
         price = jnp.where(end - start >= places, -falling[jnp.minimum(start + places - 1, tokens - 1)], 0.0)
-        return Auction(jnp.zeros_like(expert).at[token].set(kept, unique_indices=True), offer, price, auction.rounds + 1)
+        expert = jnp.zeros_like(expert).at[token].set(kept, unique_indices=True)
+        return Auction(expert, offer, price, auction.rounds + 1)
 
     opening = Auction(
         jnp.full(tokens, experts, jnp.int32), jnp.zeros(tokens), jnp.zeros(experts), jnp.zeros((), jnp.int32)
@@ -153,9 +154,7 @@ def balanced_assignment(
     return _fill(jax.lax.while_loop(bidding, bid, opening).expert, real, places, experts)
 
 
-def _fill(
-    expert: Int[Array, " N"], real: Bool[Array, " N"], places: Int[Array, ""], experts: int
-) -> Int[Array, " N"]:
+def _fill(expert: Int[Array, " N"], real: Bool[Array, " N"], places: Int[Array, ""], experts: int) -> Int[Array, " N"]:
     """Give the tokens that are still without a place the free ones, in order."""
     held = (expert[:, None] == jnp.arange(experts)[None]).sum(axis=0, dtype=jnp.int32)
     waiting = real & (expert == experts)

@@ -81,7 +81,7 @@ class ExpertChoiceRouter(nnx.Module):
 
         # A group with padding has fewer places; those past them stay empty, and so do those without a real token.
         places = jnp.ceil(real.sum(axis=1).astype(jnp.float32) * jnp.float32(share * _ROUNDING)).astype(jnp.int32)
-        taken = (jnp.arange(place.shape[2]) < places[:, None, None]) & (weight >= 0)
+        taken = (jnp.arange(place.shape[2])[None, None] < places[:, None, None]) & (weight >= 0)
         token = jnp.arange(groups, dtype=jnp.int32)[:, None, None] * size + place
         expert = jnp.broadcast_to(jnp.arange(experts, dtype=jnp.int32)[None, :, None], place.shape)
 

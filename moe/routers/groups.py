@@ -1,4 +1,4 @@
-"""Routing groups: the tokens among which experts choose or are shared out, so that a result does not depend on the mesh.
+"""Routing groups: the tokens that compete with each other, so that a result does not depend on the mesh.
 
 Letters: T tokens, G groups, N tokens of a group.
 """

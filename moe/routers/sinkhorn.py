@@ -95,7 +95,7 @@ def balancing_bias(logits: Float[Array, "G N E"], real: Bool[Array, "G N"], iter
     an exponential of large logits would overflow.
     """
 
-    def scale(_: int, bias: Float[Array, "G E"]) -> Float[Array, "G E"]:
+    def scale(_: jax.Array | int, bias: Float[Array, "G E"]) -> Float[Array, "G E"]:
         row = logits - jax.nn.logsumexp(logits + bias[:, None], axis=2, keepdims=True)
         return -jax.nn.logsumexp(jnp.where(real[..., None], row, _NOTHING), axis=1)
 
