@@ -1,5 +1,6 @@
 """Mixture of experts: routers, dispatchers, experts, losses, telemetry and the layer that joins them."""
 
+from .balancing import Balancing, BalancingModule, LossFree
 from .dispatchers import (
     BatchPriority,
     CapacityDispatcher,
@@ -26,6 +27,8 @@ __all__ = [
     "GELU",
     "NO_CONTEXT",
     "BalanceLoss",
+    "Balancing",
+    "BalancingModule",
     "BatchPriority",
     "CapacityDispatcher",
     "DenseDispatcher",
@@ -40,6 +43,7 @@ __all__ = [
     "Hash",
     "HashTable",
     "LayerPattern",
+    "LossFree",
     "MoE",
     "MoELayer",
     "MoEStats",

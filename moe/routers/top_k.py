@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ..routing import Router, Routing, RoutingContext
+from ..balancing import Balancing
+from ..routing import Router, Routing, RoutingContext, assignment_counts
 from ..scores import Scores, Softmax, normalized
 from .gate import Gate
 
@@ -28,6 +29,8 @@ class TopK(Router):
     renormalize: bool = True
     """Divide the k weights by their sum (Mixtral, Qwen3-MoE). With k = 1 it must be False (Switch): the weight would be
     a constant 1, and the router would learn from the balance loss alone."""
+    balancing: Balancing | None = None
+    """Keeps the loads even without a loss: `LossFree()`."""
     jitter: float = 0.0
     """In training, multiply the router's input by noise, uniform from 1 - jitter to 1 + jitter (Switch: 0.01)."""
 
@@ -58,20 +61,27 @@ class TopKRouter(nnx.Module):
     def __init__(self, config: TopK, *, width: int, experts: int, key: jax.Array):
         self.config = config
         self.gate = Gate(width=width, experts=experts, key=key)
+        self.balancing = None if config.balancing is None else config.balancing.build(experts=experts)
 
-    def __call__(self, x: Float[Array, "T D"], context: RoutingContext) -> tuple[Routing, None]:
+    def __call__(self, x: Float[Array, "T D"], context: RoutingContext) -> tuple[Routing, dict[str, jax.Array] | None]:
         x = x.astype(jnp.float32)
         if self.config.jitter and context.training:
             x = x * jitter(self.config.jitter, x.shape, context.key)
         logits = self.gate(x)
         scores, probs = self.config.scores(logits)
-        weight, expert = jax.lax.top_k(scores, self.config.k)
+        selection = scores if self.balancing is None else self.balancing.selection(scores)
+        _, expert = jax.lax.top_k(jax.lax.stop_gradient(selection), self.config.k)
+        weight = jnp.take_along_axis(scores, expert, axis=1)
         if self.config.renormalize:
             weight = normalized(weight)
         if context.mask is not None:
             real = context.mask[:, None]
             weight, expert = jnp.where(real, weight, 0.0), jnp.where(real, expert, logits.shape[1])
-        return Routing(expert.reshape(-1), weight.reshape(-1), None, logits, probs), None
+        routing = Routing(expert.reshape(-1), weight.reshape(-1), None, logits, probs)
+        if self.balancing is None or not context.training:
+            return routing, None
+        state = self.balancing.updated(assignment_counts(routing))
+        return routing, {f"balancing.{name}": value for name, value in state.items()}
 
 
 def jitter(amount: float, shape: tuple[int, ...], key: jax.Array | None) -> Float[Array, "..."]:
