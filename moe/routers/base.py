@@ -7,6 +7,7 @@ places are equal objects that go to the highest bids.
 Letters: T tokens, D width, E experts, G routing groups, N tokens of a group.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -83,11 +84,9 @@ class BASERouter(nnx.Module):
     def _shared_out(self, logits: Float[Array, "T E"], context: RoutingContext) -> Int[Array, " T"]:
         tokens, group = logits.shape[0], self.config.routing_group
         values, real = in_groups(jax.lax.stop_gradient(logits), group), real_in_groups(context, tokens, group)
-        expert = jax.vmap(lambda values, real: self._auction(values, real))(values, real)
+        limits = {"tolerance": self.config.tolerance, "iterations": self.config.iterations}
+        expert = jax.vmap(functools.partial(balanced_assignment, **limits))(values, real)
         return expert.reshape(-1)[:tokens]
-
-    def _auction(self, values: Float[Array, "N E"], real: Bool[Array, " N"]) -> Int[Array, " N"]:
-        return balanced_assignment(values, real, tolerance=self.config.tolerance, iterations=self.config.iterations)
 
 
 class Auction(NamedTuple):
@@ -102,6 +101,8 @@ class Auction(NamedTuple):
     rounds: Int[Array, ""]
 
 
+# Compiled as one, so that a call outside of jit does not compile its loop anew.
+@functools.partial(jax.jit, static_argnames=("tolerance", "iterations"))
 def balanced_assignment(
     values: Float[Array, "N E"], real: Bool[Array, " N"], *, tolerance: float, iterations: int
 ) -> Int[Array, " N"]:

@@ -7,6 +7,7 @@ https://arxiv.org/abs/1306.0895.
 Letters: T tokens, D width, E experts, K experts per token, G routing groups, N tokens of a group.
 """
 
+import functools
 from dataclasses import dataclass
 
 import jax
@@ -87,6 +88,8 @@ class SinkhornRouter(nnx.Module):
         return Routing(expert.reshape(-1), weight.reshape(-1), None, logits, probs), None
 
 
+# Compiled as one, so that a call outside of jit does not compile its loop anew.
+@functools.partial(jax.jit, static_argnames="iterations")
 def balancing_bias(logits: Float[Array, "G N E"], real: Bool[Array, "G N"], iterations: int) -> Float[Array, "G E"]:
     """What to add to each expert's logits so that their exponentials are balanced, by Sinkhorn's iteration.
 

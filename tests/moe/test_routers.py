@@ -12,14 +12,20 @@ import pytest
 from flax import nnx
 
 from dynamoe.moe import (
+    BASE,
     DenseDispatcher,
+    ExpertChoice,
     Experts,
+    Hash,
     LossFree,
     MoE,
+    ReLURouting,
     Router,
     Routing,
     RoutingContext,
     Sigmoid,
+    Sinkhorn,
+    Softmax,
     TopK,
 )
 from dynamoe.moe.routing import assignment_counts, tokens_of
@@ -65,6 +71,12 @@ CASES = [
     top_k("top-3", probability_of_the_chosen, k=3, renormalize=False),
     top_k("top-2 of sigmoids", k=2, scores=Sigmoid()),
     top_k("top-2 loss-free", k=2, scores=Sigmoid(), balancing=LossFree(rate=0.1)),
+    Case("expert choice", ExpertChoice(capacity_factor=2.0), probability_of_the_chosen),
+    Case("expert choice in groups", ExpertChoice(capacity_factor=1.5, routing_group=3), equivariant=False),
+    Case("hash", Hash(vocab=11, k=2), one, per_token=2),
+    Case("Sinkhorn", Sinkhorn(k=2, scores=Softmax()), probability_of_the_chosen, per_token=2),
+    Case("BASE", BASE(), per_token=1),
+    Case("ReLU", ReLURouting(k=1, most=2)),
 ]
 every_router = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 
