@@ -20,6 +20,10 @@ from ..routing import Router, RouterState, Routing, RoutingContext
 from ..scores import normalized
 from .gate import Gate
 
+# Far on either side of what training needs. Without them a layer that stays too sparse, or cannot become sparser, would
+# bring the coefficient to 0, from where no factor leads back, or to infinity.
+_LEAST, _MOST = 1e-12, 1e6
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReLURouting(Router):
@@ -31,7 +35,10 @@ class ReLURouting(Router):
     layer is less sparse than 1 - k / E, and divided by it where it is sparser.
 
     Unlike in the paper, whose one coefficient looks at the mean sparsity of all layers, each layer has its own: a layer
-    knows no other, and each then costs what it is said to cost.
+    knows no other, and each then costs what it is said to cost. It stays from 1e-12 to 1e6.
+
+    Nobody's places take memory: a dispatcher lays out rows for all T * most assignments, and a capacity is a multiple of
+    them, not of k.
     """
 
     k: int = 2
@@ -50,9 +57,9 @@ class ReLURouting(Router):
             raise ValueError(f"ReLURouting.k is {self.k}; it must be at least 1 expert per token")
         if self.most is not None and self.most < self.k:
             raise ValueError(f"ReLURouting.most is {self.most}; with k={self.k} it must be at least {self.k}, or None")
-        if not 0 < self.initial_coefficient < math.inf:
+        if not _LEAST <= self.initial_coefficient <= _MOST:
             raise ValueError(
-                f"ReLURouting.initial_coefficient is {self.initial_coefficient}; it must be above 0 and finite"
+                f"ReLURouting.initial_coefficient is {self.initial_coefficient}; it must be from {_LEAST:g} to {_MOST:g}"
             )
         if not 1 < self.adaptation < math.inf:
             raise ValueError(f"ReLURouting.adaptation is {self.adaptation}; it must be above 1 and finite")
@@ -104,4 +111,5 @@ class ReLURouter(nnx.Module):
         # All padding: nothing was seen, and the coefficient stays.
         seen = 1.0 if context.mask is None else context.mask.any().astype(jnp.float32)
         excess = jnp.sign(share.mean() - self.config.k / experts) * seen
-        return routing, {"coefficient": self.coefficient[...] * jnp.float32(self.config.adaptation) ** excess}
+        coefficient = self.coefficient[...] * jnp.float32(self.config.adaptation) ** excess
+        return routing, {"coefficient": jnp.clip(coefficient, _LEAST, _MOST)}
