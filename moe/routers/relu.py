@@ -37,8 +37,8 @@ class ReLURouting(Router):
     Unlike in the paper, whose one coefficient looks at the mean sparsity of all layers, each layer has its own: a layer
     knows no other, and each then costs what it is said to cost. It stays from 1e-12 to 1e6.
 
-    Nobody's places take memory: a dispatcher lays out rows for all T * most assignments, and a capacity is a multiple of
-    them, not of k.
+    Nobody's places take memory: a dispatcher has rows for all T * most assignments, and a capacity factor is over their
+    share, not over that of k.
     """
 
     k: int = 2
@@ -57,10 +57,9 @@ class ReLURouting(Router):
             raise ValueError(f"ReLURouting.k is {self.k}; it must be at least 1 expert per token")
         if self.most is not None and self.most < self.k:
             raise ValueError(f"ReLURouting.most is {self.most}; with k={self.k} it must be at least {self.k}, or None")
-        if not _LEAST <= self.initial_coefficient <= _MOST:
-            raise ValueError(
-                f"ReLURouting.initial_coefficient is {self.initial_coefficient}; it must be from {_LEAST:g} to {_MOST:g}"
-            )
+        initial = self.initial_coefficient
+        if not _LEAST <= initial <= _MOST:
+            raise ValueError(f"ReLURouting.initial_coefficient is {initial}; it must be from {_LEAST:g} to {_MOST:g}")
         if not 1 < self.adaptation < math.inf:
             raise ValueError(f"ReLURouting.adaptation is {self.adaptation}; it must be above 1 and finite")
 
