@@ -15,7 +15,7 @@ from dynamoe.moe import (
     Routing,
     TokenOrder,
 )
-from dynamoe.moe.dispatchers.order import choices
+from dynamoe.moe.dispatchers.order import choices, in_order
 
 T, K, D, E = 12, 2, 8, 3
 ORDERS = [TokenOrder(), FirstChoicesFirst(), BatchPriority()]
@@ -97,6 +97,15 @@ def test_equals_a_loop_that_serves_one_after_another(order, group, spelled_out, 
     np.testing.assert_array_equal(found, expected)
     plan = dispatcher.plan(routing_of(*crowded, token))
     np.testing.assert_allclose(plan.dropped, 1 - expected.sum() / (crowded[0] < E).sum(), rtol=1e-6)
+
+
+def test_rows_and_assignments_know_each_other_whatever_the_order():
+    queue, order = jnp.array([2, 0, 1, 0, 2, 1, 3]), jnp.array([4, 6, 3, 1, 0, 5, 2])
+    places = in_order(queue, 3, order)
+    # Queue 0 holds assignments 3 and 1, queue 1 assignments 5 and 2, queue 2 assignments 4 and 0; 6 stands in none.
+    np.testing.assert_array_equal(places.assignment, [3, 1, 5, 2, 4, 0, 7])
+    np.testing.assert_array_equal(places.row, [5, 1, 3, 0, 4, 2, 7])
+    np.testing.assert_array_equal(places.group_sizes, [2, 2, 2])
 
 
 def test_a_choice_is_a_tokens_first_by_where_it_stands():

@@ -88,12 +88,13 @@ def test_a_group_knows_nothing_of_the_others(logits):
 
 
 def test_places_are_rounded_up_but_not_by_a_rounding_error():
-    # 1.1 * 10 is 11.000000000000002 in float64; 10 tokens to one expert of 2 that asks for 1.1 / 2 of 20.
-    logits = jax.random.normal(jax.random.key(0), (20, 2))
-    assert len(pairs(choose(ExpertChoice(capacity_factor=1.1), logits))) == 2 * 11
-    assert len(pairs(choose(ExpertChoice(capacity_factor=1.11), logits))) == 2 * 12
-    masked = RoutingContext(mask=jnp.arange(20) < 10)  # 1.2 * 10 / 2 = 6
-    assert len(pairs(choose(ExpertChoice(capacity_factor=1.2), logits, masked))) == 2 * 6
+    # 20 tokens, 2 experts: 20 * 1.1 / 2 is 11, in float64 11.000000000000002, and 1.11 asks for 11.1.
+    logits = jax.random.normal(jax.random.key(0), (50, 2))
+    assert choose(ExpertChoice(capacity_factor=1.1), logits[:20]).expert.shape == (2 * 11,)
+    assert choose(ExpertChoice(capacity_factor=1.11), logits[:20]).expert.shape == (2 * 12,)
+    # 25 real tokens of 50: 25 * 1.2 / 2 is 15, in float32 15.000001.
+    masked = RoutingContext(mask=jnp.arange(50) < 25)
+    assert len(pairs(choose(ExpertChoice(capacity_factor=1.2), logits, masked))) == 2 * 15
 
 
 def test_as_many_experts_per_token_as_the_capacity_factor_says():
