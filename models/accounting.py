@@ -3,6 +3,7 @@
 Active FLOPs are the matrix multiplications of one token's forward pass through everything that runs for it: attention,
 router, its share of the experts, head; not norms, softmax and other pointwise work, nor the embedding's look-up.
 A multiplication and an addition count as two. Attention scores count the whole sequence S, as the masked kernels run.
+Where experts work on mixtures of a sequence's tokens, all their parameters are active, at the cost of the mixtures.
 """
 
 import math
@@ -49,15 +50,18 @@ def count_parts(config: Decoder, sequence_length: int) -> list[Part]:
         shape, axes = variable.get_value().shape, variable.get_metadata().get("axes") or ()
         name = _part(path, axes)
         size = math.prod(shape)
-        active = size * (config.feed_forwards[cast(int, path[1])].active_fraction if "expert" in axes else 1.0)
+        ffn = config.feed_forwards[cast(int, path[1])] if name == "experts" else None
+        active = size * (ffn.active_fraction if ffn else 1.0)
+        run = size * (ffn.flops_fraction(sequence_length) if ffn else 1.0)
         entry = totals[name]
         entry[0] += size
         entry[1] += active
         # A vector, one per expert or one for all, is a bias or a scale: it takes part in no matrix multiplication.
         matrix = len(shape) - ("expert" in axes) >= 2
-        entry[2] += 2 * active if matrix and name != "embedding" else 0
+        entry[2] += 2 * run if matrix and name != "embedding" else 0
     heads, _, head_width = config.attention.shape(config.width)
     totals["attention scores"][2] = 4 * config.layers * sequence_length * heads * head_width
+    totals["router"][2] += sum(ffn.mixing_flops(config.width) for ffn in config.feed_forwards)
     if config.tied:
         totals["head"][2] = 2 * config.vocab * config.width
     parts = [Part(name, int(total), active, flops) for name, (total, active, flops) in totals.items() if total or flops]

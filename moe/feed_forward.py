@@ -53,6 +53,14 @@ class FeedForward(abc.ABC):
         """Share of the parameters with the logical axis "expert" that runs for one token."""
         return 1.0
 
+    def flops_fraction(self, sequence_length: int) -> float:
+        """FLOPs of those parameters per token of a sequence, over what they would be if all ran once for each token."""
+        return self.active_fraction
+
+    def mixing_flops(self, width: int) -> float:
+        """FLOPs per token of matrix products without parameters, which mix tokens of `width`."""
+        return 0.0
+
     @property
     def looks_ahead(self) -> bool:
         """Whether a token's output depends on later tokens."""

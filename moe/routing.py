@@ -30,6 +30,10 @@ class Routing(NamedTuple):
     chance: Float[Array, "T E"] | None = None
     """How probable it is, over the router's noise, that the token goes to each expert: a smooth stand-in for the load.
     None where the router adds no noise of known spread."""
+    loss: Float[Array, ""] | None = None
+    """What the router itself adds to the task's loss, its coefficient applied; None: nothing."""
+    cut_off: Int[Array, ""] | None = None
+    """How many assignments the router left out to stay within its static bound A; None: it has to leave out none."""
 
 
 class RoutingContext(NamedTuple):

@@ -8,7 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .losses import RouterLoss, assignment_share, importance, token_mean
-from .routing import Routing, RoutingContext
+from .routing import Routing, RoutingContext, assignment_counts
+
+ROUTERS_OWN = "RouterOwnLoss"
+"""Name of the loss that a router brings along, `Routing.loss`."""
 
 
 class MoEStats(NamedTuple):
@@ -24,11 +27,13 @@ class MoEStats(NamedTuple):
     max_violation: Float[Array, ""]
     """MaxVio: the busiest expert's load over the mean load, minus 1. Wang et al. 2024, https://arxiv.org/abs/2408.15664."""
     dropped: Float[Array, ""]
-    """Share of the assignments that the dispatcher had no place for; 0 where nothing is dropped."""
+    """Share of the assignments that found no place, with the dispatcher or within the router's static bound; 0 where
+    nothing is dropped."""
     losses: dict[str, Float[Array, ""]]
-    """Each auxiliary loss by its name, before its coefficient."""
+    """Each auxiliary loss by its name, before its coefficient; under `ROUTERS_OWN`, with its coefficient, what the
+    router itself adds."""
     loss: Float[Array, ""]
-    """What to add to the task's loss: the losses times their coefficients."""
+    """What to add to the task's loss: the losses times their coefficients, and what the router itself adds."""
     router_state: Mapping[str, jax.Array]
     """New values of the router's `RouterState`s, to be stored after the step; empty where nothing is new."""
 
@@ -44,14 +49,25 @@ def moe_stats(
     load, experts = assignment_share(routing), routing.probs.shape[1]
     values = {type(loss).__name__: loss(routing, context) for loss in losses}
     weighted = [loss.coefficient * value for loss, value in zip(losses, values.values(), strict=True)]
+    if routing.loss is not None:
+        values[ROUTERS_OWN] = routing.loss
+        weighted.append(routing.loss)
     log_probs = jnp.log(jnp.maximum(routing.probs, jnp.finfo(jnp.float32).tiny))
     return MoEStats(
         load=load,
         importance=importance(routing, context.mask),
         entropy=token_mean(-(routing.probs * log_probs).sum(axis=-1), context.mask),
         max_violation=jnp.maximum(load.max() * experts - 1.0, 0.0),
-        dropped=dropped,
+        dropped=_with_cut_off(dropped, routing),
         losses=values,
         loss=sum(weighted, start=jnp.zeros((), jnp.float32)),
         router_state=jax.lax.stop_gradient(dict(router_state)),
     )
+
+
+def _with_cut_off(dropped: Float[Array, ""], routing: Routing) -> Float[Array, ""]:
+    """Share of the assignments that were lost: those that the router cut off, and of the rest what was dropped."""
+    if routing.cut_off is None:
+        return dropped
+    cut, rest = (count.astype(jnp.float32) for count in (routing.cut_off, assignment_counts(routing).sum()))
+    return (cut + dropped * rest) / jnp.maximum(cut + rest, 1.0)

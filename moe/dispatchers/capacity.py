@@ -4,9 +4,10 @@ Lepikhin et al. 2020 (GShard), https://arxiv.org/abs/2006.16668; Fedus et al. 20
 https://arxiv.org/abs/2101.03961. Static shapes and equal batches on every device, at the price of dropped assignments
 and of places that stay empty.
 
-Places are given in the order of the assignments: token by token, a token's best expert first. So no token loses its
-place to a later one, and a causal model stays causal. (GShard gives all first choices a place before any second.) Rows
-of a batch that share a routing group compete all the same: with a routing group of one sequence's length they do not.
+By default places are given in the order of the assignments: token by token, a token's best expert first. So no token
+loses its place to a later one, and a causal model stays causal. Other orders are in order.py (GShard's gives all first
+choices a place before any second). Rows of a batch that share a routing group compete all the same: with a routing
+group of one sequence's length they do not.
 """
 
 import math
@@ -16,9 +17,10 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ...kernels import Permutation, fixed_groups, permute, sort_by_expert, unpermute
+from ...kernels import Permutation, fixed_groups, permute, unpermute
 from ..routing import NO_CONTEXT, Routing, RoutingContext, tokens_of
 from .dispatcher import Dispatcher
+from .order import Order, TokenOrder, in_order
 
 
 class CapacityPlan(NamedTuple):
@@ -40,6 +42,8 @@ class CapacityDispatcher(Dispatcher):
     """The same where `context.training` is False (ST-MoE: 1.25 in training, 2.0 here); None: as in training."""
     routing_group: int | None = None
     """Tokens that compete for the same places, so that drops do not depend on the mesh; None: the whole batch."""
+    order: Order = TokenOrder()
+    """Who gets a place first."""
 
     def __post_init__(self):
         for name in ("capacity_factor", "evaluation_capacity_factor"):
@@ -48,6 +52,10 @@ class CapacityDispatcher(Dispatcher):
                 raise ValueError(f"CapacityDispatcher.{name} is {factor}; it must be above 0 and finite")
         if self.routing_group is not None and self.routing_group < 1:
             raise ValueError(f"CapacityDispatcher.routing_group is {self.routing_group}; it must be at least 1 token")
+
+    @property
+    def looks_ahead(self) -> bool:
+        return self.order.looks_ahead
 
     def capacity(self, *, tokens: int, assignments: int, experts: int, training: bool = True) -> int:
         """C, places per expert and group, for a batch of T tokens with A assignments, padding included; never more than
@@ -65,9 +73,9 @@ class CapacityDispatcher(Dispatcher):
         group_of = tokens_of(routing) // (self.routing_group or tokens)
         groups = -(-tokens // (self.routing_group or tokens))
         queues = experts * groups
-        # Assignments queue for their expert within their group, in order; nobody's queue is the last.
+        # Assignments queue for their expert within their group; nobody's queue is the last.
         queue = jnp.where(routing.expert < experts, routing.expert * groups + group_of, queues)
-        queued = sort_by_expert(queue, queues)
+        queued = in_order(queue, queues, self.order(routing))
         length = queued.group_sizes
         dropped = jnp.maximum(length - capacity, 0).sum().astype(jnp.float32)
         share = dropped / jnp.maximum(length.sum(), 1).astype(jnp.float32)

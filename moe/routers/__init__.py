@@ -1,19 +1,37 @@
 """Routers: one technique, one file."""
 
+from .base import BASE, BASERouter
+from .expert_choice import ExpertChoice, ExpertChoiceRouter
+from .hash import Hash, HashRouter, HashTable, RandomTable, balanced_table
 from .null_experts import NullBalanceLoss, NullExperts, NullExpertsRouter
 from .random import Random, RandomRouter
+from .relu import ReLURouter, ReLURouting
+from .sinkhorn import Sinkhorn, SinkhornRouter
 from .top_k import TopK, TopKRouter
 from .top_p import EntropyLoss, TopP, TopPRouter
 
 __all__ = [
+    "BASE",
+    "BASERouter",
     "EntropyLoss",
+    "ExpertChoice",
+    "ExpertChoiceRouter",
+    "Hash",
+    "HashRouter",
+    "HashTable",
     "NullBalanceLoss",
     "NullExperts",
     "NullExpertsRouter",
     "Random",
     "RandomRouter",
+    "RandomTable",
+    "ReLURouter",
+    "ReLURouting",
+    "Sinkhorn",
+    "SinkhornRouter",
     "TopK",
     "TopKRouter",
     "TopP",
     "TopPRouter",
+    "balanced_table",
 ]

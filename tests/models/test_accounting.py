@@ -10,7 +10,7 @@ from flax import nnx
 
 from dynamoe.models import Attention, Decoder, Dense, EveryNth, FirstLayers
 from dynamoe.models.accounting import count_parts
-from dynamoe.moe import Experts, FeedForward, MoE, SwiGLU, TopK
+from dynamoe.moe import Experts, FeedForward, MoE, SoftMoE, SwiGLU, TopK
 
 S = 12
 MOE = MoE(experts=4, router=TopK(k=2), expert=SwiGLU(hidden=8))
@@ -22,6 +22,13 @@ MODELS = {
     "tied": Decoder(vocab=40, width=16, layers=2, tied=True, attention=Attention(heads=2, head_width=6)),
     "two dense networks": Decoder(
         vocab=24, width=16, layers=4, ffn=EveryNth(ffn=Dense(hidden=8), otherwise=Dense(hidden=24))
+    ),
+    "soft mixture": Decoder(
+        vocab=40,
+        width=16,
+        layers=2,
+        ffn=EveryNth(ffn=SoftMoE(experts=3, slots=2, expert=SwiGLU(hidden=8)), otherwise=Dense(hidden=8)),
+        allow_look_ahead=True,
     ),
     "mixture after dense": Decoder(vocab=24, width=16, layers=3, ffn=FirstLayers(ffn=MOE, first=Dense(hidden=24))),
 }
@@ -42,8 +49,8 @@ def matmul_flops(jaxpr):
     return total
 
 
-@pytest.mark.parametrize("name", ["dense", "tied", "two dense networks"])
-def test_flops_of_a_dense_model_are_those_of_its_traced_program(name):
+@pytest.mark.parametrize("name", ["dense", "tied", "two dense networks", "soft mixture"])
+def test_flops_of_a_model_without_choices_are_those_of_its_traced_program(name):
     graph, state = nnx.split(nnx.eval_shape(lambda: MODELS[name].build(jax.random.key(0))))
     tokens = jnp.zeros((1, S), jnp.int32)
     traced = jax.make_jaxpr(lambda state: nnx.merge(graph, state)(tokens).logits)(state)

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dynamoe.moe import CapacityDispatcher, DenseDispatcher, DroplessDispatcher, Routing, RoutingContext, SwiGLU
+from dynamoe.moe import (
+    BatchPriority,
+    CapacityDispatcher,
+    DenseDispatcher,
+    DroplessDispatcher,
+    Routing,
+    RoutingContext,
+    SwiGLU,
+)
 
 T, D, E = 5, 8, 3
 DISPATCHERS = [
@@ -17,6 +25,7 @@ DISPATCHERS = [
     DroplessDispatcher(),
     CapacityDispatcher(capacity_factor=3.0),  # 3 experts: room for all
     CapacityDispatcher(capacity_factor=3.0, routing_group=2),
+    CapacityDispatcher(capacity_factor=3.0, order=BatchPriority()),
 ]
 every_dispatcher = pytest.mark.parametrize("dispatcher", DISPATCHERS, ids=str)
 

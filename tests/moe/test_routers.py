@@ -12,20 +12,26 @@ import pytest
 from flax import nnx
 
 from dynamoe.moe import (
+    BASE,
     DenseDispatcher,
+    ExpertChoice,
     Experts,
     GroupLimit,
     Gumbel,
+    Hash,
     Jitter,
     LearnedNoise,
     LossFree,
     MoE,
     NullExperts,
     Random,
+    ReLURouting,
     Router,
     Routing,
     RoutingContext,
     Sigmoid,
+    Sinkhorn,
+    Softmax,
     TopK,
     TopP,
 )
@@ -91,6 +97,12 @@ CASES = [
     Case("top-p", TopP(p=0.6, most=3), probability_of_the_chosen),
     Case("null experts", NullExperts(k=3, null_experts=2), one_unless_all_are_null),
     Case("random", Random(k=2), one, per_token=2, equivariant=False),
+    Case("expert choice", ExpertChoice(capacity_factor=2.0), probability_of_the_chosen),
+    Case("expert choice in groups", ExpertChoice(capacity_factor=1.5, routing_group=3), equivariant=False),
+    Case("hash", Hash(vocab=11, k=2), one, per_token=2),
+    Case("Sinkhorn", Sinkhorn(k=2, scores=Softmax()), probability_of_the_chosen, per_token=2),
+    Case("BASE", BASE(), per_token=1),
+    Case("ReLU", ReLURouting(k=1, most=2)),
 ]
 every_router = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 
