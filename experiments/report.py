@@ -68,40 +68,6 @@ def report_run(
     )
 
 
-def router_table(statistics: Sequence[RouterStatistics], measured_on: str) -> Table:
-    """What each layer's router does: load of its busiest and idlest expert over the even share, entropy, drops."""
-    rows = [
-        (
-            str(layer.layer),
-            str(layer.load.size),
-            f"{layer.load.max() * layer.load.size:.3f}",
-            f"{layer.load.min() * layer.load.size:.3f}",
-            f"{layer.max_violation:.3f}",
-            f"{layer.entropy:.3f}",
-            _share(entropy_share(layer.entropy, layer.load.size)),
-            f"{layer.dropped:.2%}",
-        )
-        for layer in statistics
-    ]
-    columns = ("layer", "experts", "busiest", "idlest", "MaxVio", "entropy, nats", "of log E", "dropped")
-    caption = f"Measured on {measured_on}. Busiest and idlest: the load of an expert over the even share, 1 / experts."
-    return Table(columns, rows, caption)
-
-
-def movement_table(history: Mapping[int, RouterHistory]) -> Table:
-    """How each layer's router moved: figures of the first, the middle and the last logged batch."""
-    rows = []
-    for layer, of in history.items():
-        places = _first_middle_last(len(of.steps))
-        entropy = [_share(entropy_share(of.entropy[place], of.load.shape[1])) for place in places]
-        violation = [f"{of.max_violation[place]:.3f}" for place in places]
-        dropped = [f"{of.dropped[place]:.2%}" for place in places]
-        rows.append((str(layer), *map(_moves, (entropy, violation, dropped))))
-    steps = next(iter(history.values())).steps
-    shown = " → ".join(f"{steps[place]:,}" for place in _first_middle_last(len(steps)))
-    return Table(("layer", "entropy of log E", "MaxVio", "dropped"), rows, f"Training batches of steps {shown}.")
-
-
 def environment_table(run: Path) -> Table:
     """Where a run's last start happened: time, devices, versions, text. Without rows where nothing is known."""
     file = run / ENVIRONMENT
@@ -186,15 +152,3 @@ def _leaves(name: str, value: Any) -> list[tuple[str, str]]:
     if not isinstance(value, dict):
         return [(name, f"{value:,}" if isinstance(value, int) else str(value))]
     return [leaf for key, child in value.items() for leaf in _leaves(f"{name} {key}", child)]
-
-
-def _first_middle_last(count: int) -> list[int]:
-    return sorted({0, (count - 1) // 2, count - 1})
-
-
-def _moves(values: Sequence[str]) -> str:
-    return " → ".join(values if len(set(values)) > 1 else values[:1])
-
-
-def _share(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.3f}"
