@@ -127,16 +127,17 @@ def favourites_table(layer: RouterStatistics, tokenizer: Tokenizer) -> Table:
 def comparison_table(texts: Sequence[Measured]) -> Table:
     """How far the load of each layer differs between the first text and the others, and between halves of one text."""
     (_, first), *others = texts
+    letters, named = lettered(texts)
     rows = []
     for place, layer in enumerate(first):
         apart = [total_variation(layer.load, of[place].load) for _, of in others]
         floors = [halves_apart(counts) for _, of in texts if (counts := of[place].counts)]
         rows.append((str(layer.layer), *map(_number, apart), _number(max(floors, default=math.nan))))
-    columns = ("layer", *(f"to {name}" for name, _ in others), "halves of one text")
+    columns = ("layer", *(f"A to {letter}" for letter in letters[1:]), "halves of one text")
     caption = (
-        f"Share of the assignments that would have to change their expert for the load on {texts[0][0]} to become the "
-        "other's (total variation). Halves of one text: the largest such distance within a text, every other tenth of "
-        "it against the rest; a difference that is not clearly larger may be chance."
+        f"{named}. The share of the assignments that would have to change their expert for the load on one text to "
+        "become the other's (total variation). Halves of one text: the largest such distance within a text, every "
+        "other tenth of it against the rest; a difference that is not clearly larger may be chance."
     )
     return Table(columns, rows, caption)
 
@@ -150,7 +151,15 @@ def differences_table(texts: Sequence[Measured]) -> Table:
     }
     order = sorted(loads, key=lambda of: min(loads[of]) - max(loads[of]))[:MOST_DIFFERENCES]
     rows = [(f"layer {at[0]}, expert {at[1]}", *(f"{load:.2f}" for load in loads[at])) for at in order]
-    return Table(("", *(name for name, _ in texts)), rows, "Load, 1 = the even share: the experts that differ most.")
+    letters, named = lettered(texts)
+    caption = f"Load, 1 = the even share, of the experts that differ most. {named}."
+    return Table(("expert", *letters), rows, caption)
+
+
+def lettered(texts: Sequence[Measured]) -> tuple[list[str], str]:
+    """A letter for each text, A the first, and a list of which is which."""
+    letters = [chr(ord("A") + place) for place in range(len(texts))]
+    return letters, "; ".join(f"{letter}: {name}" for letter, (name, _) in zip(letters, texts, strict=True))
 
 
 def first_middle_last(count: int) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .plot_style import DASHED, INK, QUIET, colours, drawing, entitle, shaded_bar
-from .router_tables import Measured, first_middle_last
+from .router_tables import Measured, first_middle_last, lettered
 from .training.routers import RouterStatistics
 from .training.specialization import (
     coactivation,
@@ -80,7 +80,7 @@ def plot_token_specialization(statistics: Sequence[RouterStatistics], file: Path
         raise ValueError("statistics has no counts; measure the routers on a text")
     layers = np.array(list(found))
     blue, grey = colours(1)[0], QUIET
-    with drawing(file, 2.6) as figure:
+    with drawing(file, 2.9) as figure:
         known, favourite = figure.subplots(1, 2)
         known.plot(layers, [of.entropy for of in found.values()], ":", color=INK, marker=".", label="there is to know")
         known.plot(layers, [of.information for of in found.values()], "o-", color=blue, markersize=4, label="known")
@@ -89,15 +89,15 @@ def plot_token_specialization(statistics: Sequence[RouterStatistics], file: Path
         known.set_title("bits about the expert, from the token id")
         favourite.plot(layers, [of.favourite for of in found.values()], "o-", color=blue, markersize=4)
         favourite.plot(layers, [of.favourite_by_chance for of in found.values()], **chance)
-        favourite.set_title("share of a token id that its favourite expert takes")
+        favourite.set_title("share of a token that its favourite expert takes")
         for axes in (known, favourite):
             axes.set_ylim(bottom=0)
             axes.margins(y=0.1)
             axes.set_xlabel("layer")
-            axes.set_xticks(layers[_spread(len(layers), 12)])
+            axes.set_xticks(layers[:: math.ceil(len(layers) / 12)])
             axes.grid(axis="y")
         favourite.set_ylim(0, 1.03)
-        figure.legend(*known.get_legend_handles_labels(), loc="outside right upper")
+        figure.legend(*known.get_legend_handles_labels(), loc="outside lower left", ncols=3)
         entitle(figure, "Experts and token ids", "the rest is decided by what stands before the token")
     return file
 
@@ -120,15 +120,16 @@ def plot_comparison(texts: Sequence[Measured], file: Path) -> Path:
     layers = texts[0][1]
     shown = first_middle_last(len(layers))
     heights = [2.0, *([1.55] * len(shown))]
-    with drawing(file, 1.0 + sum(heights)) as figure:
+    with drawing(file, 0.9 + 0.18 * len(texts) + sum(heights)) as figure:
         top, *panels = figure.subplots(len(heights), 1, height_ratios=heights)
         _draw_distances(top, texts)
         for axes, place in zip(panels, shown, strict=True):
             _draw_loads(axes, texts, place)
         panels[-1].set_xlabel("expert")
-        handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower left", ncols=1 if max(map(len, labels)) > 30 else 4)
-        entitle(figure, "Load on several texts", f"compared with {texts[0][0]}")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower left")
+        entitle(
+            figure, "Load on several texts", "the share of A's assignments that go elsewhere, and every expert's load"
+        )
     return file
 
 
@@ -172,12 +173,11 @@ def _draw_pairs(axes: Any, experts: list[int], shares: np.ndarray, largest: floa
 
 def _reading(paired: Sequence[RouterStatistics], drawn: Sequence[RouterStatistics]) -> str:
     widest = max(layer.load.size for layer in drawn)
-    numbers = "in percent, " if widest <= MOST_NUMBERS else ""
-    parts = [f"{numbers}of the tokens of the row's expert, those that the column's took too"]
+    parts = ["share of the row's tokens that the column took too" + (", percent" if widest <= MOST_NUMBERS else "")]
     if len(drawn) < len(paired):
         parts.append(f"{len(drawn)} of {len(paired)} layers")
     if widest > MOST_EXPERTS:
-        parts.append(f"the {MOST_EXPERTS} experts of the strongest pairs")
+        parts.append(f"{MOST_EXPERTS} experts of strong pairs")
     return "; ".join(parts)
 
 
@@ -188,15 +188,15 @@ def _draw_distances(axes: Any, texts: Sequence[Measured]) -> None:
     colour = colours(len(texts))
     for place, (_, statistics) in enumerate(others, 1):
         apart = [total_variation(one.load, other.load) for one, other in zip(first, statistics, strict=True)]
-        axes.plot(layers, apart, "o-", color=colour[place], markersize=4)
+        axes.plot(layers, apart, "o-", color=colour[place], markersize=4, label="_text")
     floors = [[halves_apart(layer.counts) for layer in of if layer.counts] for _, of in texts]
     if all(len(floor) == len(layers) for floor in floors):
         floor = np.max(floors, axis=0)
         axes.plot(layers, floor, color=QUIET, linestyle=DASHED, linewidth=1, marker=".", label="halves of one text")
         axes.legend(loc="best")
-    axes.set_title("share of the assignments that go elsewhere")
+    axes.set_title("share of the assignments that go elsewhere than on A")
     axes.set_xlabel("layer")
-    axes.set_xticks(layers[_spread(len(layers), 24)])
+    axes.set_xticks(layers[:: math.ceil(len(layers) / 24)])
     axes.set_ylim(bottom=0)
     axes.margins(y=0.15)
     axes.grid(axis="y")
@@ -209,10 +209,16 @@ def _draw_loads(axes: Any, texts: Sequence[Measured], place: int) -> None:
     axes.axhline(1.0, color=QUIET, linewidth=0.8, linestyle=DASHED)
     axes.vlines(experts, loads.min(axis=0), loads.max(axis=0), color=QUIET, linewidth=1, alpha=0.6)
     size = 5 if experts.size <= 16 else 3 if experts.size <= 64 else 1.8
-    for (name, _), load, colour in zip(texts, loads, colours(len(texts)), strict=True):
-        axes.plot(experts, load, "o", color=colour, markersize=size, label=name)
+    letters, _ = lettered(texts)
+    for letter, (name, _), load, colour in zip(letters, texts, loads, colours(len(texts)), strict=True):
+        axes.plot(experts, load, "o", color=colour, markersize=size, label=f"{letter}: {_short(name)}")
     axes.set_title(f"layer {texts[0][1][place].layer}: load, 1 = even")
     axes.set_xticks(experts[:: max(1, experts.size // 16)])
     axes.set_xlim(-0.6, experts.size - 0.4)
     axes.set_ylim(0, 1.08 * max(loads.max(), 1.0))
     axes.grid(axis="y")
+
+
+def _short(name: str, most: int = 90) -> str:
+    """A name that fits on a line: its middle is left out."""
+    return name if len(name) <= most else f"{name[: most // 2]} … {name[-most // 2 :]}"

@@ -17,7 +17,8 @@ from ..ngram import NGram
 from ..page import Picture, Sample, Section, Table, Text, write_report
 from ..plots import plot_expert_load, plot_losses, plot_router_history
 from ..recipes import standard_library, standard_library_dense
-from ..report import environment_table, router_table
+from ..report import environment_table
+from ..router_tables import router_table
 from ..tables import for_terminal, parts_table
 from ..training.loop import Result, train
 from ..training.restore import Trained

@@ -6,8 +6,8 @@ _SHOWN = {" ": "␣", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
 
 
 def token_name(tokenizer: Tokenizer, token: int) -> str:
-    """The text of a token id on one line, spaces as ␣; <bos>, <eos>; a byte that is no text of its own as \\xe4; what has
-    no text at all as its number, <1234>."""
+    """The text of a token id on one line, spaces as ␣, marks as <bos> and <eos>, a byte that is no text of its own as
+    \\xe4, and what has no text at all as its number, <1234>."""
     if token in (tokenizer.bos, tokenizer.eos):
         return "<bos>" if token == tokenizer.bos else "<eos>"
     if isinstance(tokenizer, Bytes) and 128 <= token < 256:

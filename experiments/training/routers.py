@@ -20,6 +20,10 @@ from .routing_counts import MOST_CELLS, RoutingCounts, Seen, Tally, index_text, 
 from .step import LAYER_FIGURES, ROUTERS, to_device
 
 
+class NoRouters(ValueError):
+    """A model has no layer that routes."""
+
+
 class RouterStatistics(NamedTuple):
     """One layer's routing of a whole text: means over its real tokens or assignments, padding left out."""
 
@@ -70,7 +74,7 @@ def measure_routers(trained: Trained, text: HeldOut) -> list[RouterStatistics]:
         text: what it reads; batches may be padded unequally.
 
     Raises:
-        ValueError: the model has no routers; nothing was computed.
+        NoRouters: the model has none; nothing was computed.
     """
     graph, layout = trained.trainer.graph, trained.trainer.layout
 
@@ -84,7 +88,7 @@ def measure_routers(trained: Trained, text: HeldOut) -> list[RouterStatistics]:
     shapes = jax.eval_shape(measure, trained.params, trained.variables, text.batches[0])
     experts = {layer: shape[0].load.size for layer, shape in enumerate(shapes) if shape is not None}
     if not experts:
-        raise ValueError(
+        raise NoRouters(
             f"the model has no routers, its networks are {trained.experiment.model.ffn}: nothing to measure"
         )
     index = index_text(text, most=MOST_CELLS // sum(experts.values()))
@@ -133,9 +137,7 @@ def _tapped(taps: dict[str, Any], layer: int) -> Seen:
     return seen
 
 
-def _over_batches(
-    layer: int, parts: Sequence[tuple[MoEStats, int, int]], counts: RoutingCounts
-) -> RouterStatistics:
+def _over_batches(layer: int, parts: Sequence[tuple[MoEStats, int, int]], counts: RoutingCounts) -> RouterStatistics:
     """Join batches, each with its numbers of tokens and assignments: probabilities are weighted by real tokens."""
     stats, tokens, assignments = zip(*parts, strict=True)
     assigned = counts.halves.sum(axis=0)
