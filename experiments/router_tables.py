@@ -125,7 +125,11 @@ def favourites_table(layer: RouterStatistics, tokenizer: Tokenizer) -> Table:
 
 
 def comparison_table(texts: Sequence[Measured]) -> Table:
-    """How far the load of each layer differs between the first text and the others, and between halves of one text."""
+    """How far the load of each layer differs between the first text and the others, and between halves of one text.
+
+    A load times the experts per token is OLMoE's domain specialization: Muennighoff et al. 2024,
+    https://arxiv.org/abs/2409.02060, section 5.3, for all experts that are chosen.
+    """
     (_, first), *others = texts
     letters, named = lettered(texts)
     rows = []

@@ -65,12 +65,12 @@ class Train:
             experiment, path, recipe=self.recipe, init_from=self.init_from, profile=self.profile, console=console
         )
         if not result.interrupted and jax.process_index() == 0:
-            report = report_run(result.path, experiment=experiment, measured=_measured(experiment, result))
+            report = report_run(result.path, experiment=experiment, measured=_measured(experiment, result, console))
             console.print(f"report: {report}", markup=False, highlight=False)
         return result
 
 
-def _measured(experiment: Experiment, result: Result) -> Measured | None:
+def _measured(experiment: Experiment, result: Result, console: Console) -> Measured | None:
     """The routers on the text of the evaluations. None where there are none, and where several processes hold the
     model: the report then shows the last logged batch, and `dynamoe inspect` measures the rest."""
     if jax.process_count() > 1:
@@ -79,5 +79,8 @@ def _measured(experiment: Experiment, result: Result) -> Measured | None:
     try:
         statistics = measure_routers(trained, result.held_out)
     except NoRouters:
+        return None
+    except (ValueError, RuntimeError) as error:  # the training itself is done and saved
+        console.print(f"the report shows routers of the last logged batch: {error}", markup=False, highlight=False)
         return None
     return f"{result.held_out.bytes:,} bytes of held-out text, after step {result.step:,}", statistics

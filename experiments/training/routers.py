@@ -57,8 +57,8 @@ class RouterHistory(NamedTuple):
 
     def at(self, layer: int, index: int) -> RouterStatistics:
         """The statistics of one logged step's batch, `index` of N."""
-        figures = (self.entropy[index], self.max_violation[index], self.dropped[index])
-        return RouterStatistics(layer, self.load[index], self.importance[index], *map(float, figures))
+        entropy, violation, dropped = (float(of[index]) for of in (self.entropy, self.max_violation, self.dropped))
+        return RouterStatistics(layer, self.load[index], self.importance[index], entropy, violation, dropped)
 
 
 def entropy_share(entropy: Any, experts: int) -> Any:

@@ -22,7 +22,7 @@ PIECES = 10
 
 
 class RoutingCounts(NamedTuple):
-    """One layer's routing of a text; padding left out."""
+    """One layer's routing of a text as the router chose it, also what a dispatcher then dropped; padding left out."""
 
     together: Int[np.ndarray, "E E"]
     """Tokens that went to both of two experts; on the diagonal, those that went to one."""
