@@ -83,8 +83,13 @@ def entitle(figure: Any, title: str, reading: str) -> None:
 def load_bar(figure: Any, cells: Any, axes: Any, *, largest: float) -> None:
     """The scale of the load beside the axes; it ends in an arrow where a load lies above it."""
     extend = "max" if largest > LOAD["vmax"] else "neither"
+    shaded_bar(figure, cells, axes, label="load, times even", extend=extend)
+
+
+def shaded_bar(figure: Any, cells: Any, axes: Any, *, label: str, extend: str = "neither") -> None:
+    """The scale of shaded cells beside the axes."""
     aspect = figure.bbox.height / 15  # a tenth of an inch wide
-    bar = figure.colorbar(cells, ax=axes, pad=0.01, aspect=aspect, label="load, times even", extend=extend)
+    bar = figure.colorbar(cells, ax=axes, pad=0.01, aspect=aspect, label=label, extend=extend)
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=0)
 

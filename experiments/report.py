@@ -13,12 +13,29 @@ from .files import read_json
 from .metrics import METRICS, read_metrics
 from .page import Figures, Picture, Piece, Section, Table, Text, write_report
 from .plots import plot_expert_load, plot_losses, plot_router_history
+from .router_tables import (
+    Measured,
+    comparison_table,
+    differences_table,
+    favourites_table,
+    first_middle_last,
+    movement_table,
+    pairs_table,
+    router_table,
+    token_table,
+)
 from .run_directory import ENVIRONMENT, RunDirectory
+from .specialization_plots import plot_coactivation, plot_comparison, plot_token_specialization
 from .tables import parts_table
-from .training.routers import RouterHistory, RouterStatistics, entropy_share, router_history
+from .training.routers import RouterStatistics, router_history
+from .training.specialization import pairs_up
 from .training.step import ROUTERS
 
 REPORT, LOSS_PLOT, ROUTERS_PLOT, LOAD_PLOT = "report.html", "loss.png", "routers.png", "expert_load.png"
+PAIRS_PLOT, TOKENS_PLOT, TEXTS_PLOT = "coactivation.png", "token_experts.png", "texts.png"
+PICTURES = (LOSS_PLOT, LOAD_PLOT, ROUTERS_PLOT, PAIRS_PLOT, TOKENS_PLOT, TEXTS_PLOT)
+"""What a report may have left in a run's directory, besides itself."""
+HOW_TO_COMPARE = "dynamoe inspect --compare 'other/*.txt' shows how the experts' load differs on another text."
 
 
 def report_run(
@@ -26,10 +43,11 @@ def report_run(
     *,
     experiment: Experiment | None = None,
     baseline: tuple[str, float] | None = None,
-    measured: tuple[str, Sequence[RouterStatistics]] | None = None,
+    measured: Measured | None = None,
+    compared: Sequence[Measured] = (),
     sections: Sequence[Section] = (),
 ) -> Path:
-    """Write a run's pictures (`loss.png`, `routers.png`, `expert_load.png`, as far as it has them) and `report.html`.
+    """Write a run's pictures (`PICTURES`, as far as it has them) and `report.html`. Older pictures are taken away.
 
     Works for a run that was interrupted, and for one without routers.
 
@@ -38,6 +56,7 @@ def report_run(
         experiment: its experiment, where the caller has it. None: read from the directory.
         baseline: a name and its held-out bits per byte, drawn beside the run's.
         measured: on what the routers were measured, and their statistics. None: the last batch that was logged.
+        compared: other texts on which they were measured, beside `measured`.
         sections: sections of the caller's own, after the result.
 
     Returns:
@@ -51,8 +70,11 @@ def report_run(
     if not isinstance(experiment, Experiment):
         raise ValueError(f"{run} holds a {type(experiment).__name__}; it must be the run of an Experiment")
     lines = read_metrics(run) if (run / METRICS).is_file() else []
+    for name in PICTURES:
+        (run / name).unlink(missing_ok=True)
     result = _result(run, experiment, lines, baseline)
     routers = _routers(run, any(line["split"] == ROUTERS for line in lines), measured)
+    specialized = [] if measured is None else _specialization(run, experiment, measured, compared)
     return write_report(
         run / REPORT,
         title=run.absolute().name,
@@ -61,45 +83,12 @@ def report_run(
             Section("Result", result),
             *sections,
             *([Section("Routers", routers)] if routers else []),
+            *specialized,
             Section("Model", [parts_table(experiment)]),
             Section("Configuration", [_configuration(experiment)]),
             Section("Environment", [environment_table(run)]),
         ],
     )
-
-
-def router_table(statistics: Sequence[RouterStatistics], measured_on: str) -> Table:
-    """What each layer's router does: load of its busiest and idlest expert over the even share, entropy, drops."""
-    rows = [
-        (
-            str(layer.layer),
-            str(layer.load.size),
-            f"{layer.load.max() * layer.load.size:.3f}",
-            f"{layer.load.min() * layer.load.size:.3f}",
-            f"{layer.max_violation:.3f}",
-            f"{layer.entropy:.3f}",
-            _share(entropy_share(layer.entropy, layer.load.size)),
-            f"{layer.dropped:.2%}",
-        )
-        for layer in statistics
-    ]
-    columns = ("layer", "experts", "busiest", "idlest", "MaxVio", "entropy, nats", "of log E", "dropped")
-    caption = f"Measured on {measured_on}. Busiest and idlest: the load of an expert over the even share, 1 / experts."
-    return Table(columns, rows, caption)
-
-
-def movement_table(history: Mapping[int, RouterHistory]) -> Table:
-    """How each layer's router moved: figures of the first, the middle and the last logged batch."""
-    rows = []
-    for layer, of in history.items():
-        places = _first_middle_last(len(of.steps))
-        entropy = [_share(entropy_share(of.entropy[place], of.load.shape[1])) for place in places]
-        violation = [f"{of.max_violation[place]:.3f}" for place in places]
-        dropped = [f"{of.dropped[place]:.2%}" for place in places]
-        rows.append((str(layer), *map(_moves, (entropy, violation, dropped))))
-    steps = next(iter(history.values())).steps
-    shown = " → ".join(f"{steps[place]:,}" for place in _first_middle_last(len(steps)))
-    return Table(("layer", "entropy of log E", "MaxVio", "dropped"), rows, f"Training batches of steps {shown}.")
 
 
 def environment_table(run: Path) -> Table:
@@ -154,7 +143,7 @@ def _result(
     return [Figures(entries), Picture(picture, "Loss of training batches and of the held-out text.")]
 
 
-def _routers(run: Path, logged: bool, measured: tuple[str, Sequence[RouterStatistics]] | None) -> list[Piece]:
+def _routers(run: Path, logged: bool, measured: Measured | None) -> list[Piece]:
     """Nothing, where routers were neither logged nor measured."""
     if not logged and measured is None:
         return []
@@ -168,6 +157,44 @@ def _routers(run: Path, logged: bool, measured: tuple[str, Sequence[RouterStatis
     if history:
         picture = plot_router_history(run, run / ROUTERS_PLOT)
         pieces += [movement_table(history), Picture(picture, "Entropy, MaxVio and load over the steps of the run.")]
+    return pieces
+
+
+def _specialization(
+    run: Path, experiment: Experiment, measured: Measured, compared: Sequence[Measured]
+) -> list[Section]:
+    """What the experts specialise in, as far as it was counted."""
+    statistics = measured[1]
+    if any(layer.counts is None for layer in statistics):
+        return []
+    tokens = plot_token_specialization(statistics, run / TOKENS_PLOT)
+    pieces: list[Piece] = [
+        token_table(statistics),
+        Picture(tokens, "What the token id says about the expert, and what chance would give."),
+    ]
+    pieces += [favourites_table(statistics[i], experiment.tokenizer) for i in first_middle_last(len(statistics))]
+    sections = [
+        Section("Experts that work together", _pairs(run, statistics)),
+        Section("Tokens of each expert", pieces),
+    ]
+    if compared:
+        texts = [measured, *compared]
+        picture = Picture(plot_comparison(texts, run / TEXTS_PLOT), "Load of every expert on each text.")
+        sections.append(Section("Texts compared", [comparison_table(texts), picture, differences_table(texts)]))
+    else:
+        sections.append(Section("Texts compared", [Text(HOW_TO_COMPARE)]))
+    return sections
+
+
+def _pairs(run: Path, statistics: Sequence[RouterStatistics]) -> list[Piece]:
+    single = [str(layer.layer) for layer in statistics if layer.counts and not pairs_up(layer.counts)]
+    pieces: list[Piece] = []
+    if len(single) < len(statistics):
+        picture = plot_coactivation(statistics, run / PAIRS_PLOT)
+        pieces = [pairs_table(statistics), Picture(picture, "Co-activation: which experts take the same tokens.")]
+    if single:
+        where = f"In layer {', '.join(single)}" if pieces else "In every layer that routes"
+        pieces.append(Text(f"{where} a token goes to one expert: there are no pairs to show."))
     return pieces
 
 
@@ -186,15 +213,3 @@ def _leaves(name: str, value: Any) -> list[tuple[str, str]]:
     if not isinstance(value, dict):
         return [(name, f"{value:,}" if isinstance(value, int) else str(value))]
     return [leaf for key, child in value.items() for leaf in _leaves(f"{name} {key}", child)]
-
-
-def _first_middle_last(count: int) -> list[int]:
-    return sorted({0, (count - 1) // 2, count - 1})
-
-
-def _moves(values: Sequence[str]) -> str:
-    return " → ".join(values if len(set(values)) > 1 else values[:1])
-
-
-def _share(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.3f}"

@@ -1,14 +1,14 @@
-"""Statistics of one mixture-of-experts layer, returned by it."""
+"""Statistics of one mixture-of-experts layer: those that it returns, and counts of its routing that a tap can take."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from .losses import RouterLoss, assignment_share, importance, token_mean
-from .routing import Routing, RoutingContext, assignment_counts
+from .routing import Routing, RoutingContext, assignment_counts, tokens_of
 
 ROUTERS_OWN = "RouterOwnLoss"
 """Name of the loss that a router brings along, `Routing.loss`."""
@@ -63,6 +63,22 @@ def moe_stats(
         loss=sum(weighted, start=jnp.zeros((), jnp.float32)),
         router_state=jax.lax.stop_gradient(dict(router_state)),
     )
+
+
+def chosen_experts(routing: Routing) -> Bool[Array, "T E"]:
+    """Whether the router sent a token to an expert, whatever the routing's form; assignments to nobody are left out."""
+    return jnp.zeros(routing.probs.shape, bool).at[tokens_of(routing), routing.expert].set(True, mode="drop")
+
+
+def coactivation_counts(routing: Routing) -> Int[Array, "E E"]:
+    """How many tokens the router sent to both of two experts; on the diagonal, how many it sent to one.
+
+    N_ij and N_i of expert co-activation, N_ij / N_i: Muennighoff et al. 2024 (OLMoE), https://arxiv.org/abs/2409.02060,
+    section 5.2. Every pair of a token's experts counts, as their text says; their published script counts those that
+    are neighbours in the order of the scores.
+    """
+    chosen = chosen_experts(routing).astype(jnp.float32)  # sums of ones are exact up to 2**24 tokens
+    return (chosen.T @ chosen).astype(jnp.int32)
 
 
 def _with_cut_off(dropped: Float[Array, ""], routing: Routing) -> Float[Array, ""]:

@@ -17,7 +17,8 @@ from ..ngram import NGram
 from ..page import Picture, Sample, Section, Table, Text, write_report
 from ..plots import plot_expert_load, plot_losses, plot_router_history
 from ..recipes import standard_library, standard_library_dense
-from ..report import environment_table, router_table
+from ..report import environment_table
+from ..router_tables import favourites_table, router_table, token_table
 from ..tables import for_terminal, parts_table
 from ..training.loop import Result, train
 from ..training.restore import Trained
@@ -171,6 +172,8 @@ def write_outcome(path: Path, experiments: Mapping[str, Experiment], outcome: Ou
                 router_table(outcome.routers, f"{outcome.text.bytes:,} bytes of held-out text"),
                 Picture(load, "Load on held-out text."),
                 Picture(history, "Entropy, MaxVio and load over the steps of the training."),
+                token_table(outcome.routers),
+                favourites_table(outcome.routers[0], experiments[MIXTURE].tokenizer),
             ],
         ),
         Section("A sample", [Sample(outcome.sample, f"The mixture continues {PROMPT!r} at temperature 0.8.")]),

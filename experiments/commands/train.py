@@ -12,7 +12,10 @@ from rich.console import Console
 
 from ..experiment import Experiment
 from ..report import report_run
+from ..router_tables import Measured
 from ..training.loop import Result, train
+from ..training.restore import Trained
+from ..training.routers import NoRouters, measure_routers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,5 +65,22 @@ class Train:
             experiment, path, recipe=self.recipe, init_from=self.init_from, profile=self.profile, console=console
         )
         if not result.interrupted and jax.process_index() == 0:
-            console.print(f"report: {report_run(result.path, experiment=experiment)}", markup=False, highlight=False)
+            report = report_run(result.path, experiment=experiment, measured=_measured(experiment, result, console))
+            console.print(f"report: {report}", markup=False, highlight=False)
         return result
+
+
+def _measured(experiment: Experiment, result: Result, console: Console) -> Measured | None:
+    """The routers on the text of the evaluations. None where there are none, and where several processes hold the
+    model: the report then shows the last logged batch, and `dynamoe inspect` measures the rest."""
+    if jax.process_count() > 1:
+        return None
+    trained = Trained(experiment, result.trainer, result.state.params, result.state.variables, result.step)
+    try:
+        statistics = measure_routers(trained, result.held_out)
+    except NoRouters:
+        return None
+    except (ValueError, RuntimeError) as error:  # the training itself is done and saved
+        console.print(f"the report shows routers of the last logged batch: {error}", markup=False, highlight=False)
+        return None
+    return f"{result.held_out.bytes:,} bytes of held-out text, after step {result.step:,}", statistics

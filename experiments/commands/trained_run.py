@@ -1,10 +1,11 @@
 """Which run a command reads (the one named, the newest, or the default recipe's, trained now), and on which text."""
 
+import dataclasses
 from pathlib import Path
 
 from rich.console import Console
 
-from ..data import HeldOut, TextFiles, held_out
+from ..data import HeldOut, Mixture, TextFiles, held_out
 from ..experiment import Experiment
 from ..recipes import standard_library
 from ..run_directory import newest_run, runs_in
@@ -42,3 +43,14 @@ def chosen_text(
         sequence_length=experiment.sequence_length if sequence_length is None else sequence_length,
         max_bytes=max_bytes,
     )
+
+
+def parts_of_mixture(experiment: Experiment, max_bytes: int | None) -> list[tuple[str, HeldOut]]:
+    """The validation split of each source of a mixture, with a name; empty for a run on one source."""
+    if not isinstance(experiment.source, Mixture):
+        return []
+    parts = [dataclasses.replace(experiment, source=source) for source in experiment.source.sources]
+    return [
+        (f"source {number}, {type(part.source).__name__}", chosen_text(part, (), max_bytes))
+        for number, part in enumerate(parts, 1)
+    ]

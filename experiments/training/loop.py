@@ -43,6 +43,8 @@ class Result(NamedTuple):
     """Of the steps done now, without compilation, evaluation and saving."""
     trainer: Trainer
     state: TrainState
+    held_out: HeldOut
+    """The text that it was evaluated on."""
     interrupted: signal.Signals | None
 
     @property
@@ -234,7 +236,7 @@ class _Run(NamedTuple):
         self, state: TrainState, step: int, measured: float, interrupted: signal.Signals | None = None
     ) -> Result:
         speed = self.progress.tokens_per_second
-        return Result(self.directory.path, step, measured, speed, self.trainer, state, interrupted)
+        return Result(self.directory.path, step, measured, speed, self.trainer, state, self.validation, interrupted)
 
     @contextlib.contextmanager
     def _tracing(self) -> Iterator[Any]:

@@ -12,12 +12,16 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 
-from ...moe import MoEStats, Routing
-from ...moe.routing import assignment_counts
+from ...moe import MoEStats
 from ..data import HeldOut, Windows
 from ..metrics import read_metrics
 from .restore import Trained
+from .routing_counts import MOST_CELLS, RoutingCounts, Seen, Tally, index_text, real_tokens, watch
 from .step import LAYER_FIGURES, ROUTERS, to_device
+
+
+class NoRouters(ValueError):
+    """A model has no layer that routes."""
 
 
 class RouterStatistics(NamedTuple):
@@ -36,6 +40,8 @@ class RouterStatistics(NamedTuple):
     on average, for the busiest expert changes from batch to batch."""
     dropped: float
     """Share of the assignments that the dispatcher had no place for."""
+    counts: RoutingCounts | None = None
+    """Which experts were chosen together, and for which token ids; None for what a training step logged."""
 
 
 class RouterHistory(NamedTuple):
@@ -51,8 +57,8 @@ class RouterHistory(NamedTuple):
 
     def at(self, layer: int, index: int) -> RouterStatistics:
         """The statistics of one logged step's batch, `index` of N."""
-        figures = (self.entropy[index], self.max_violation[index], self.dropped[index])
-        return RouterStatistics(layer, self.load[index], self.importance[index], *map(float, figures))
+        entropy, violation, dropped = (float(of[index]) for of in (self.entropy, self.max_violation, self.dropped))
+        return RouterStatistics(layer, self.load[index], self.importance[index], entropy, violation, dropped)
 
 
 def entropy_share(entropy: Any, experts: int) -> Any:
@@ -68,28 +74,35 @@ def measure_routers(trained: Trained, text: HeldOut) -> list[RouterStatistics]:
         text: what it reads; batches may be padded unequally.
 
     Raises:
-        ValueError: the model has no routers; nothing was computed.
+        NoRouters: the model has none; nothing was computed.
     """
     graph, layout = trained.trainer.graph, trained.trainer.layout
 
     @jax.jit
-    def measure(params: nnx.State, variables: nnx.State, windows: Windows) -> tuple[jax.Array, list]:
+    def measure(params: nnx.State, variables: nnx.State, windows: Windows) -> list:
         inputs: list[Any] = [array[:, :-1] for array in windows]
-        output = nnx.merge(graph, params, variables)(*inputs, layout=layout, tap=_count_assignments)
-        counts = [stats and _tapped(output.taps, layer) for layer, stats in enumerate(output.stats)]
-        return (inputs[1] > 0).sum(), list(zip(counts, output.stats, strict=True))
+        tap = watch((inputs[1] > 0).reshape(-1))
+        output = nnx.merge(graph, params, variables)(*inputs, layout=layout, tap=tap)
+        return [stats and (stats, _tapped(output.taps, layer)) for layer, stats in enumerate(output.stats)]
 
-    _, layers = jax.eval_shape(measure, trained.params, trained.variables, text.batches[0])
-    if all(stats is None for _, stats in layers):
-        raise ValueError(
+    shapes = jax.eval_shape(measure, trained.params, trained.variables, text.batches[0])
+    experts = {layer: shape[0].load.size for layer, shape in enumerate(shapes) if shape is not None}
+    if not experts:
+        raise NoRouters(
             f"the model has no routers, its networks are {trained.experiment.model.ffn}: nothing to measure"
         )
-    batches = [
-        jax.device_get(measure(trained.params, trained.variables, to_device(batch, layout))) for batch in text.batches
-    ]
-    tokens = np.array([tokens for tokens, _ in batches], np.float64)
-    layers = enumerate(zip(*(layers for _, layers in batches), strict=True))
-    return [_over_batches(layer, tokens, parts) for layer, parts in layers if parts[0][1] is not None]
+    index = index_text(text, most=MOST_CELLS // sum(experts.values()))
+    tallies = {layer: Tally(index, count) for layer, count in experts.items()}
+    parts: dict[int, list[tuple[MoEStats, int, int]]] = {layer: [] for layer in experts}
+    before = 0
+    for batch in text.batches:
+        seen = jax.device_get(measure(trained.params, trained.variables, to_device(batch, layout)))
+        tokens = real_tokens(batch)
+        for layer, tally in tallies.items():
+            stats, of_layer = seen[layer]
+            parts[layer].append((stats, tokens, tally.add(batch, before, of_layer)))
+        before += tokens
+    return [_over_batches(layer, parts[layer], tally.counts()) for layer, tally in tallies.items()]
 
 
 def router_history(run: Path) -> dict[int, RouterHistory]:
@@ -117,34 +130,29 @@ def _history(layer: int, lines: Sequence[dict[str, Any]]) -> RouterHistory:
     )
 
 
-def _count_assignments(path: str, activations: jax.Array, routing: Routing | None) -> Any:
-    """A tap: the statistics are shares, and how many assignments a batch has is for the routing to say."""
-    return None if routing is None else assignment_counts(routing)
-
-
-def _tapped(taps: dict[str, Any], layer: int) -> jax.Array:
-    counts = taps.get(f"layers.{layer}.ffn")
-    if counts is None:
+def _tapped(taps: dict[str, Any], layer: int) -> Seen:
+    seen = taps.get(f"layers.{layer}.ffn")
+    if seen is None:
         raise ValueError(f"the network of layer {layer} routes, and did not call tap('ffn', x, routing)")
-    return counts
+    return seen
 
 
-def _over_batches(
-    layer: int, tokens: Float[np.ndarray, " N"], parts: Sequence[tuple[np.ndarray, MoEStats]]
-) -> RouterStatistics:
-    """Join N batches: probabilities weighted by real tokens, assignments counted."""
-    counts = np.stack([counts for counts, _ in parts]).astype(np.float64)
-    assignments = counts.sum(axis=1)
-    load = counts.sum(axis=0) / max(assignments.sum(), 1.0)
+def _over_batches(layer: int, parts: Sequence[tuple[MoEStats, int, int]], counts: RoutingCounts) -> RouterStatistics:
+    """Join batches, each with its numbers of tokens and assignments: probabilities are weighted by real tokens."""
+    stats, tokens, assignments = zip(*parts, strict=True)
+    assigned = counts.halves.sum(axis=0)
+    load = assigned / max(assigned.sum(), 1)
 
-    def mean(values: Sequence[Any], weights: np.ndarray) -> Any:
-        return np.tensordot(weights / max(weights.sum(), 1.0), np.stack(values).astype(np.float64), axes=1)
+    def mean(values: Sequence[Any], weights: Sequence[int]) -> Any:
+        shares = np.array(weights, np.float64) / max(sum(weights), 1)
+        return np.tensordot(shares, np.stack(values).astype(np.float64), axes=1)
 
     return RouterStatistics(
         layer=layer,
         load=load,
-        importance=mean([stats.importance for _, stats in parts], tokens),
-        entropy=float(mean([stats.entropy for _, stats in parts], tokens)),
+        importance=mean([of.importance for of in stats], tokens),
+        entropy=float(mean([of.entropy for of in stats], tokens)),
         max_violation=float(load.max() * load.size - 1.0),
-        dropped=float(mean([stats.dropped for _, stats in parts], assignments)),
+        dropped=float(mean([of.dropped for of in stats], assignments)),
+        counts=counts,
     )

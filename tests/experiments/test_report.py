@@ -14,9 +14,11 @@ import pytest
 
 from dynamoe.experiments.experiment import Experiment
 from dynamoe.experiments.page import Figures, Picture, Sample, Section, Table, Text, write_report
-from dynamoe.experiments.report import movement_table, report_run, router_table
+from dynamoe.experiments.report import report_run
+from dynamoe.experiments.router_tables import movement_table, router_table
 from dynamoe.experiments.run_directory import RunDirectory
 from dynamoe.experiments.training.routers import RouterStatistics, router_history
+from dynamoe.experiments.training.routing_counts import RoutingCounts
 from dynamoe.models import Decoder
 from dynamoe.models.accounting import count_parts
 
@@ -184,6 +186,29 @@ def test_routers_measured_by_the_caller_are_shown_even_where_the_run_logged_none
     page = Page(report_run(run, measured=measured))
     assert "Measured on a text of mine." in page.text and "1.750" in page.text
     assert len(page.images) == 2 and not (run / "routers.png").exists()
+
+
+def counted(load: list[int], *, pairs: bool) -> RouterStatistics:
+    """All of a text is one byte, "A"."""
+    by_id, halves = np.array([load]), np.array([load, load])
+    together = np.array([[load[0], min(load)], [min(load), load[1]]]) if pairs else np.diag(load)
+    counts = RoutingCounts(together, 40, np.array([65]), np.array([40]), by_id, halves)
+    shares = np.array(load) / sum(load)
+    return RouterStatistics(1, shares, shares, 0.5, 0.5, 0.0, counts)
+
+
+def test_what_the_experts_specialise_in_is_shown_and_an_older_picture_goes(started: Callable[..., Path]) -> None:
+    run = started()
+    write_metrics(run, steps=[1], routers=False)
+    measured, other = ("a text", [counted([40, 24], pairs=True)]), ("another", [counted([16, 16], pairs=True)])
+    page = Page(report_run(run, measured=measured, compared=[other]))
+    for said in ("0 and 1", "A 100%", "A: a text; B: another", "0.125"):  # 5/8 against 1/2
+        assert said in page.text, said
+    assert len(page.images) == 5 and (run / "texts.png").is_file()
+    page = Page(report_run(run, measured=("a text", [counted([40, 0], pairs=False)])))
+    assert "In every layer that routes a token goes to one expert: there are no pairs to show." in page.text
+    assert "dynamoe inspect --compare" in page.text and len(page.images) == 3
+    assert not (run / "texts.png").exists() and not (run / "coactivation.png").exists()
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path, tiny: Callable[..., Experiment]) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dynamoe.moe import BalanceLoss, Routing, RoutingContext, ZLoss
-from dynamoe.moe.telemetry import moe_stats
+from dynamoe.moe.telemetry import chosen_experts, coactivation_counts, moe_stats
 
 E = 4
 
@@ -82,3 +82,19 @@ def test_loss_is_the_sum_of_the_losses_times_their_coefficients():
     np.testing.assert_allclose(stats.losses["ZLoss"], 0.0, atol=1e-6)
     np.testing.assert_allclose(stats.loss, 0.25 * 2.4, rtol=1e-5)
     assert list(stats.losses) == ["BalanceLoss", "ZLoss"]
+
+
+def test_coactivation_by_hand():
+    # Tokens go to experts 0 and 1 | 2 and 0 | 1 and 0 | nobody. Together: 0 with 1 twice, 0 with 2 once.
+    # On the diagonal the tokens of each: three, two, one, none.
+    routing = routing_of([[0, 1], [2, 0], [1, 0], [E, E]], [[0.25] * 4] * 4)
+    counts = coactivation_counts(routing)
+    np.testing.assert_array_equal(counts, [[3, 2, 1, 0], [2, 2, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]])
+
+
+def test_coactivation_of_a_flat_routing_with_unequal_numbers_of_experts():
+    # Five assignments of three tokens, in the order of the experts: token 0 to 0, 1 and 3, token 2 to 1, one to nobody.
+    routing = routing_of([0, 1, 1, 3, E], [[0.25] * 4] * 3)._replace(token=jnp.array([0, 2, 0, 0, 1]))
+    np.testing.assert_array_equal(chosen_experts(routing), [[1, 1, 0, 1], [0, 0, 0, 0], [0, 1, 0, 0]])
+    counts = jax.jit(coactivation_counts)(routing)
+    np.testing.assert_array_equal(counts, [[1, 1, 0, 1], [1, 2, 0, 1], [0, 0, 0, 0], [1, 1, 0, 1]])

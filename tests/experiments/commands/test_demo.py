@@ -64,6 +64,7 @@ def test_the_demo_shows_a_table_a_sample_and_a_report(
     )
     page = (demo / "report.html").read_text()
     assert f"{last['moe']:.3f} bits per byte" in page and page.count("data:image/png;base64,") == 3
+    assert "The share of a token&#x27;s occurrences that go to the expert" in page
     assert '"seed": 3' in (demo / "moe" / "config.json").read_text()
 
 

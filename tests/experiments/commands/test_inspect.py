@@ -1,5 +1,6 @@
 """`dynamoe inspect` prints what the routers did, and leaves pictures and a report."""
 
+import dataclasses
 import re
 import shutil
 from collections.abc import Callable
@@ -11,10 +12,13 @@ import numpy as np
 import pytest
 
 from dynamoe.experiments.commands import inspect
-from dynamoe.experiments.data import HeldOut
+from dynamoe.experiments.commands.trained_run import parts_of_mixture
+from dynamoe.experiments.data import HeldOut, Mixture, TextFiles
 from dynamoe.experiments.experiment import Experiment
+from dynamoe.experiments.router_tables import token_table
 from dynamoe.experiments.training.restore import Trained
 from dynamoe.experiments.training.routers import RouterStatistics, measure_routers, router_history
+from dynamoe.experiments.training.specialization import total_variation
 from dynamoe.experiments.training.step import build_trainer
 from dynamoe.models import Decoder, Layout, MeshShape
 
@@ -59,14 +63,17 @@ def test_the_tables_hold_what_was_measured_and_logged(dynamoe: Dynamoe, run: Pat
     validation = trained.experiment.source.documents("validation")
     assert (trained.step, text.bytes) == (3, sum(len(document.encode()) for document in validation))
     assert found[:2] == [row_of(layer) for layer in statistics]
-    for row, (layer, of) in zip(found[2:], router_history(run).items(), strict=True):
+    assert found[2:4] == token_table(statistics).cells  # the router sends a token to one expert: no pairs
+    for row, (layer, of) in zip(found[4:], router_history(run).items(), strict=True):
         entropy = " → ".join(f"{value / np.log(4):.3f}" for value in of.entropy)  # three steps were logged
         violation = " → ".join(f"{value:.3f}" for value in of.max_violation)
         assert row == [str(layer), entropy, violation, "0.00%"]
     assert f"Measured on {text.bytes:,} bytes of held-out text, checkpoint of step 3." in output
     assert "Training batches of steps 1 → 2 → 3." in output
-    files = [Path(line) for line in output.splitlines()[-4:]]
-    assert files == [run / name for name in ("loss.png", "expert_load.png", "routers.png", "report.html")]
+    files = [Path(line) for line in output.splitlines()[-5:]]
+    names = ("loss.png", "expert_load.png", "routers.png", "token_experts.png", "report.html")
+    assert files == [run / name for name in names]
+    assert "dynamoe inspect --compare" in output
     assert all(file.is_file() for file in files)
     assert f"{text.bytes:,} bytes of held-out text" in files[-1].read_text()
 
@@ -77,6 +84,29 @@ def test_measures_on_the_text_that_is_given(dynamoe: Dynamoe, run: Path, tmp_pat
     status, output, errors = dynamoe("inspect", "--run-dir", run, "--text", text)
     assert (status, errors) == (0, "")
     assert f"Measured on 129 bytes of {text}, checkpoint of step 3." in output
+
+
+def test_compares_texts_with_each_other(dynamoe: Dynamoe, run: Path, tmp_path: Path, measured: list) -> None:
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.txt").write_text(f"all about {name} " * 10)
+    others = [str(tmp_path / f"{name}.txt") for name in ("one", "two")]
+    status, output, errors = dynamoe("inspect", "--run-dir", run, "--compare", *others)
+    assert (status, errors) == (0, "")
+    (_, held_out, first), *rest = measured
+    assert [text.bytes for _, text, _ in rest] == [140, 140] and held_out.bytes > 140
+    apart = [f"{total_variation(first[0].load, statistics[0].load):.3f}" for _, _, statistics in rest]
+    assert rows(output)[4][:3] == ["0", *apart]
+    assert f"B: 140 bytes of {others[0]}; C: 140 bytes of {others[1]}" in output
+    assert (run / "texts.png").is_file() and "--compare" not in output
+
+
+def test_a_run_on_a_mixture_is_measured_on_each_of_its_sources(tiny: Callable[..., Experiment], text: Path) -> None:
+    source = TextFiles(train=(str(text),), separator="\n\n")
+    experiment = tiny(source=Mixture(sources=(source, dataclasses.replace(source, separator=None)), weights=(1.0, 2.0)))
+    (first, one), (second, other) = parts_of_mixture(experiment, None)
+    assert (first, second) == ("source 1, TextFiles", "source 2, TextFiles")
+    assert (one.documents, other.documents) == (10, 1)
+    assert parts_of_mixture(tiny(), None) == []
 
 
 def test_a_run_without_routers_is_refused_in_one_line(
@@ -104,6 +134,8 @@ def test_a_run_without_routers_is_refused_in_one_line(
         (("--run-dir", "nowhere"), "run directory .*nowhere: no such directory"),
         (("--checkpoint", "7"), r"step is 7; .*checkpoints has \[3\]"),
         (("--max-bytes", "0"), "max_bytes=0: allowed are 1 and above"),
+        (("--compare", *"abcdefgh"), "compare names 8 texts; it may name at most 7. A glob in quotes is one text"),
+        (("--compare", "none.txt"), "'none.txt' matches no file"),
     ],
 )
 def test_refuses_with_the_name_and_what_is_allowed(

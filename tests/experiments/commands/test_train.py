@@ -5,11 +5,15 @@ import re
 import statistics
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from dynamoe.experiments.commands.train import _measured
 from dynamoe.experiments.run_directory import read_metrics
+from dynamoe.experiments.training.loop import Result
 
 Dynamoe = Callable[..., tuple[int, str, str]]
 
@@ -23,6 +27,23 @@ def test_trains_a_recipe_with_a_router_of_its_own(trained: Any) -> None:
     (bits,) = [line["bits_per_byte"] for line in lines if line["split"] == "held_out"]
     assert f"step 3: {bits:.4f} bits per byte on " in trained.output
     assert (trained.run / "recipe.py").read_text() == trained.recipe.read_text()
+    assert "bytes of held-out text, after step 3." in (trained.run / "report.html").read_text()
+    assert (trained.run / "token_experts.png").is_file()
+
+
+def test_routers_that_cannot_be_measured_do_not_fail_a_training_that_is_done(
+    tiny: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(trained: Any, text: Any) -> Any:
+        raise ValueError("the network of layer 0 routes, and did not call tap")
+
+    state: Any = SimpleNamespace(params=None, variables=None)
+    nothing: Any = None
+    result = Result(Path("r"), 3, 2.0, 1.0, nothing, state, nothing, None)
+    monkeypatch.setattr("dynamoe.experiments.commands.train.measure_routers", refuse)
+    assert _measured(tiny(), result, Console(soft_wrap=True)) is None
+    said = "the report shows routers of the last logged batch: the network of layer 0 routes, and did not call tap"
+    assert said in capsys.readouterr().out
 
 
 def test_seeds_train_side_by_side_and_print_their_spread(dynamoe: Dynamoe, recipe: Path) -> None:

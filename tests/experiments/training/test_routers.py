@@ -15,9 +15,10 @@ from dynamoe.experiments.data import HeldOut, held_out
 from dynamoe.experiments.experiment import Experiment
 from dynamoe.experiments.training.restore import Trained
 from dynamoe.experiments.training.routers import RouterStatistics, entropy_share, measure_routers, router_history
+from dynamoe.experiments.training.routing_counts import Seen, Tally, index_text, watch
 from dynamoe.experiments.training.step import Trainer, build_trainer
 from dynamoe.models import Decoder, Dense, EveryNth, Layout, MeshShape
-from dynamoe.moe import CapacityDispatcher, MoE, SwiGLU, TopK
+from dynamoe.moe import CapacityDispatcher, MoE, Routing, SwiGLU, TopK
 
 CROWDED = EveryNth(
     ffn=MoE(
@@ -78,6 +79,57 @@ def test_equals_float64_over_every_tokens_routing(routed: Routed) -> None:
         )
         np.testing.assert_allclose(of.dropped, lost / counts.sum(), rtol=1e-5)
         assert 0.1 < of.dropped < 0.9
+
+
+def test_counts_equal_a_loop_over_every_token(routed: Routed) -> None:
+    trained, text = routed.trained, routed.text
+    keep = lambda path, activations, routing: None if routing is None else routing.expert  # noqa: E731
+    forward = jax.jit(lambda *inputs: trained.model(*inputs, tap=keep).taps)
+    taps = [forward(*(array[:, :-1] for array in batch)) for batch in text.batches]
+    ids = [int(i) for batch in text.batches for i in batch.tokens[:, :-1][batch.segments[:, :-1] > 0]]
+    for of in routed.found:
+        assert of.counts is not None
+        chosen = np.concatenate([np.asarray(tap[f"layers.{of.layer}.ffn"]).reshape(-1, 2) for tap in taps])
+        chosen = chosen[chosen[:, 0] < 4]  # padding goes to nobody
+        together, halves = np.zeros((4, 4), int), np.zeros((2, 4), int)
+        by_id = {token: np.zeros(4, int) for token in set(ids)}
+        for place, (token, experts) in enumerate(zip(ids, chosen, strict=True)):
+            for one in experts:
+                by_id[token][one] += 1
+                halves[place * 10 // len(ids) % 2, one] += 1
+                for other in experts:
+                    together[one, other] += 1
+        np.testing.assert_array_equal(of.counts.together, together)
+        np.testing.assert_array_equal(of.counts.halves, halves)
+        assert of.counts.tokens == len(ids) and set(of.counts.ids.tolist()) == set(ids)
+        for token, occurrences, row in zip(of.counts.ids, of.counts.occurrences, of.counts.by_id, strict=True):
+            assert occurrences == ids.count(token)
+            np.testing.assert_array_equal(row, by_id[token])
+        assert sorted(of.counts.occurrences, reverse=True) == of.counts.occurrences.tolist()
+
+
+def test_of_too_many_token_ids_the_most_frequent_are_counted(routed: Routed) -> None:
+    index = index_text(routed.text, most=2)
+    every = index_text(routed.text, most=1000)
+    np.testing.assert_array_equal(index.ids, every.ids[:2])
+    tally = Tally(index, experts=3)
+    windows = jax.tree.map(lambda array: array[:1, :4], routed.text.batches[0])._replace(
+        tokens=np.array([[index.ids[1], every.ids[2], index.ids[0], 0]], np.int32)
+    )
+    # Two flat assignments of token 0, one of token 1 (not counted by id), one of token 2, one to nobody.
+    seen = Seen(np.array([2, 0, 1, 2, 3]), np.array([0, 0, 1, 2, 2]), np.zeros((3, 3), int))
+    assert tally.add(windows, 0, seen) == 4
+    np.testing.assert_array_equal(tally.counts().by_id, [[0, 0, 1], [1, 0, 1]])
+    np.testing.assert_array_equal(tally.counts().halves.sum(axis=0), [1, 1, 2])
+
+
+def test_padding_is_left_out_whatever_the_router_does_there() -> None:
+    probs = jnp.full((3, 2), 0.5)
+    routing = Routing(jnp.array([0, 1, 1]), jnp.ones(3), None, probs, probs)
+    seen = watch(jnp.array([True, True, False]))("ffn", probs, routing)
+    assert isinstance(seen, Seen)
+    np.testing.assert_array_equal(seen.expert, [0, 1, 2])
+    np.testing.assert_array_equal(seen.together, [[1, 0], [0, 1]])
 
 
 def test_a_model_without_routers_is_refused_before_it_computes(
