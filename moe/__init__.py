@@ -5,10 +5,11 @@ from .experts import GELU, Experts, ExpertsModule, SwiGLU
 from .feed_forward import FeedForward, FeedForwardModule, LayerPattern, Tap, no_tap
 from .layer import MoE, MoELayer
 from .losses import BalanceLoss, RouterLoss, ZLoss
-from .routers import TopK
+from .routers import EqualWeights, TopK
 from .routing import NO_CONTEXT, Router, RouterModule, RouterState, Routing, RoutingContext
 from .scores import Scores, Sigmoid, Softmax
 from .telemetry import MoEStats
+from .upcycling import Copy, CopyWithNoise, GranularSplit, MoEfication, Upcycling
 
 __all__ = [
     "GELU",
@@ -41,4 +42,10 @@ __all__ = [
     "TopK",
     "ZLoss",
     "no_tap",
+    "EqualWeights",
+    "Copy",
+    "CopyWithNoise",
+    "GranularSplit",
+    "MoEfication",
+    "Upcycling",
 ]
