@@ -1,4 +1,4 @@
-"""A trained dense decoder becomes a decoder whose feed-forward networks are, in some layers or all, mixtures of experts.
+"""A trained dense decoder becomes one whose feed-forward networks are, in some layers or all, mixtures of experts.
 
 What lies outside of these networks is copied by path; `moe.upcycling` says how experts are made of a dense network.
 """
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ..moe import FeedForward, MoE
+from ..moe import MoE
 from ..moe.upcycling import DenseWeights, ExpertWeights, Upcycling
 from .decoder import Decoder, DecoderLM, with_layers
 
@@ -42,7 +42,7 @@ def upcycled_layers(dense: Decoder, mixture: Decoder) -> tuple[int, ...]:
             )
         if before != after and not isinstance(after, MoE):
             raise ValueError(
-                f"model.ffn of layer {layer} is {after}, and {before} in the dense model; it must be the same, or an MoE"
+                f"model.ffn of layer {layer} is {after}, and {before} in the dense model; it must be that, or an MoE"
             )
     layers = tuple(layer for layer, (_, after) in enumerate(pairs) if isinstance(after, MoE))
     if not layers:
