@@ -47,7 +47,7 @@ class GranularSplit(Upcycling):
     ) -> tuple[ExpertWeights, Float[Array, "D E"] | None]:
         self._check(mixture, hidden=dense.up.shape[1])
         gate = gate_or_refuse(gate, self, mixture)
-        down = dense.down * output_scale(self.scale, mixture, parts=self.shards)
+        down = dense.down * output_scale(self.scale, mixture, parts=float(self.shards))
         copies = mixture.experts // self.shards
         experts = ExpertWeights(
             None if dense.gate is None else self._inward(dense.gate, copies),

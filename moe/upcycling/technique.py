@@ -65,7 +65,7 @@ def check_scale(technique: Upcycling, scale: float | None) -> None:
         raise ValueError(f"{type(technique).__name__}.scale is {scale}; it must be above 0, or None")
 
 
-def output_scale(scale: float | None, mixture: MoE, *, parts: float = 1) -> float:
+def output_scale(scale: float | None, mixture: MoE, *, parts: float = 1.0) -> float:
     """The factor of the experts' output: `scale`, or the one by which the weighted sum of a token's experts is whole.
 
     Args:

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dynamoe.moe import Routing, RoutingContext, Sigmoid, TopK
+from dynamoe.moe import EqualWeights, Routing, RoutingContext, Sigmoid, TopK
 from dynamoe.moe.routing import NO_CONTEXT, assignment_counts, tokens_of
 
 T, D, E = 6, 8, 4
-ROUTERS = [TopK(k=1, renormalize=False), TopK(k=2), TopK(k=3, renormalize=False), TopK(k=2, scores=Sigmoid())]
+TOP_K = [TopK(k=1, renormalize=False), TopK(k=2), TopK(k=3, renormalize=False), TopK(k=2, scores=Sigmoid())]
+ROUTERS = [*TOP_K, EqualWeights(k=3)]
 every_router = pytest.mark.parametrize("config", ROUTERS, ids=str)
 
 
@@ -82,7 +83,7 @@ def test_top_k_by_hand(renormalize, weights):
     np.testing.assert_allclose(routing.probs, [[0.1, 0.4, 0.2, 0.3]], rtol=1e-6)
 
 
-@every_router
+@pytest.mark.parametrize("config", TOP_K, ids=str)
 def test_top_k_equals_sorting_float64_scores(config, x):
     router = config.build(width=D, experts=E, key=jax.random.key(3))
     routing, _ = router(x, NO_CONTEXT)
@@ -108,6 +109,32 @@ def test_sigmoid_scores_by_hand():
     np.testing.assert_array_equal(routing.expert, [1, 3])
     np.testing.assert_allclose(routing.weight, [0.6, 0.4], rtol=1e-6)
     np.testing.assert_allclose(routing.probs, scores / 2.0, rtol=1e-6)
+
+
+def test_equal_weights_by_hand():
+    router = EqualWeights(k=2).build(width=4, experts=4, key=jax.random.key(0))
+    router.gate.kernel[...] = jnp.eye(4)
+    routing, state = router(jnp.log(jnp.array([[0.1, 0.4, 0.2, 0.3]])), NO_CONTEXT)
+    assert state is None
+    np.testing.assert_array_equal(routing.expert, [1, 3])
+    np.testing.assert_array_equal(routing.weight, [1, 1])
+    np.testing.assert_allclose(routing.probs, [[0.1, 0.4, 0.2, 0.3]], rtol=1e-6)
+
+
+@every_router
+def test_a_stated_sum_of_the_weights_is_every_token_s(config, x):
+    sums = np.asarray(route(config, x).weight).reshape(T, -1).sum(axis=1)
+    if config.weight_sum is None:
+        assert sums.max() - sums.min() > 0.01
+    else:
+        np.testing.assert_allclose(sums, config.weight_sum, rtol=1e-6)
+
+
+def test_equal_weights_refuse_a_number_of_experts_that_cannot_be():
+    with pytest.raises(ValueError, match=r"EqualWeights\.k is 0; it must be at least 1"):
+        EqualWeights(k=0)
+    with pytest.raises(ValueError, match=r"EqualWeights\.k is 5; with 4 experts it must be at most 4"):
+        EqualWeights(k=5).build(width=D, experts=4, key=jax.random.key(0))
 
 
 def test_jitter_scales_the_input_in_training_alone(x):
