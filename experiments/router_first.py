@@ -48,6 +48,7 @@ class RouterFirst(TrainingRule):
         def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, "RouterFirstState"]:
             def routers_alone() -> tuple[Any, Any, Any]:
                 of_routers, of_rest = nnx.split_state(updates, _is_router, ...)
+                moved: Any
                 moved, moments = first.update(of_routers, state.first, nnx.split_state(params, _is_router, ...)[0])
                 return nnx.merge_state(moved, jax.tree.map(jnp.zeros_like, of_rest)), moments, state.then
 

