@@ -36,7 +36,7 @@ def parse(arguments: list[str]) -> Any:
     """
     recipe = _recipe(arguments)
     command: Any = tyro.cli(
-        _commands(recipe),
+        _commands(recipe, arguments),
         prog="dynamoe",
         description="Mixture-of-experts and dynamic inference in JAX.",
         args=arguments,
@@ -69,14 +69,15 @@ def _recipe(arguments: list[str]) -> Path | None:
     return Path(arguments[1]) if named else None
 
 
-def _commands(recipe: Path | None) -> Any:
-    """The commands as types for tyro; the defaults of `train` are what the recipe builds."""
+def _commands(recipe: Path | None, arguments: list[str]) -> Any:
+    """The commands as types for tyro; the defaults of `train` are what the recipe builds, and the technique named."""
     from .commands.bench import Bench
     from .commands.demo import Demo
     from .commands.evaluate import Evaluate
     from .commands.generate import Generate
     from .commands.inspect import Inspect
     from .commands.train import Train
+    from .commands.upcycling_option import chosen_technique
     from .experiment import Experiment
     from .recipes import standard_library
     from .serialization import call_recipe
@@ -84,8 +85,9 @@ def _commands(recipe: Path | None) -> Any:
     experiment = standard_library.recipe() if recipe is None else call_recipe(recipe)
     if not isinstance(experiment, Experiment):
         raise ValueError(f"recipe {recipe}: recipe() returned {experiment!r}; it must return an Experiment")
+    default = Train(experiment=experiment, technique=chosen_technique(arguments))
     return (
-        Annotated[Train, tyro.conf.subcommand("train", default=Train(experiment=experiment))]
+        Annotated[Train, tyro.conf.subcommand("train", default=default)]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Generate, tyro.conf.subcommand("generate")]
         | Annotated[Inspect, tyro.conf.subcommand("inspect")]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from ..models import Decoder, MeshRules, MeshShape
 from .data import Bytes, Source, StandardLibrary, Tokenizer
-from .optimizers import Muon, Optimizer
+from .optimizers import Muon, TrainingRule
 
 FREE_FIELDS = ("mesh", "rules", "evaluate_every", "checkpoint_every", "log_every", "keep_last", "keep_best")
 """What may change when a run continues: the numbers it computes do not depend on these, up to float tolerance."""
@@ -20,7 +20,7 @@ class Experiment:
     """The text."""
     tokenizer: Tokenizer = Bytes()
     """Makes token ids of text."""
-    optimizer: Optimizer = Muon()
+    optimizer: TrainingRule = Muon()
     """Makes updates of gradients."""
     mesh: MeshShape = MeshShape()
     """How the devices are laid out."""

@@ -70,8 +70,20 @@ class WarmupStableDecay(Schedule):
         )
 
 
+class TrainingRule(abc.ABC):
+    """What a training step needs of an optimizer, or of a composition of optimizers."""
+
+    @abc.abstractmethod
+    def build(self, params: nnx.State, *, steps: int) -> optax.GradientTransformation:
+        """The transformation of gradients into updates. `params` may be abstract; its variables carry logical axes."""
+
+    @abc.abstractmethod
+    def rate(self, *, steps: int) -> optax.Schedule:
+        """The learning rate of each step of a run of `steps` steps."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class Optimizer(abc.ABC):
+class Optimizer(TrainingRule):
     """What every optimizer has: a peak learning rate, a schedule, weight decay and clipping."""
 
     learning_rate: float = 3e-3
@@ -91,9 +103,10 @@ class Optimizer(abc.ABC):
             raise ValueError(f"optimizer.weight_decay is {self.weight_decay}; it must be at least 0")
 
     def build(self, params: nnx.State, *, steps: int) -> optax.GradientTransformation:
-        """The transformation of gradients into updates. `params` may be abstract; its variables carry logical axes."""
-        schedule = self.schedule.build(peak=self.learning_rate, steps=steps)
-        return optax.chain(optax.clip_by_global_norm(self.clip), self.update_rule(params, schedule))
+        return optax.chain(optax.clip_by_global_norm(self.clip), self.update_rule(params, self.rate(steps=steps)))
+
+    def rate(self, *, steps: int) -> optax.Schedule:
+        return self.schedule.build(peak=self.learning_rate, steps=steps)
 
     @abc.abstractmethod
     def update_rule(self, params: nnx.State, schedule: optax.Schedule) -> optax.GradientTransformation:

@@ -36,7 +36,7 @@ from .quantized_experts import QuantizedWeight, quantize_experts
 from .residual import Residual
 from .routers import (
     BASE,
-    EntropyLoss,
+    EqualWeights,
     ExpertChoice,
     Hash,
     HashTable,
@@ -55,6 +55,7 @@ from .scores import Scores, Sigmoid, Softmax
 from .shared import GatedShared
 from .soft import SoftMoE
 from .telemetry import MoEStats
+from .upcycling import Copy, CopyWithNoise, GranularSplit, MoEfication, Upcycling
 
 __all__ = [
     "BASE",
@@ -65,10 +66,13 @@ __all__ = [
     "BalancingModule",
     "BatchPriority",
     "CapacityDispatcher",
+    "Copy",
+    "CopyWithNoise",
     "DenseDispatcher",
     "Dispatcher",
     "DroplessDispatcher",
     "EntropyLoss",
+    "EqualWeights",
     "ExpertChoice",
     "Experts",
     "ExpertsModule",
@@ -78,6 +82,7 @@ __all__ = [
     "GatedShared",
     "Gates",
     "GlobalBatch",
+    "GranularSplit",
     "GroupLimit",
     "Gumbel",
     "Hash",
@@ -92,6 +97,7 @@ __all__ = [
     "MoE",
     "MoELayer",
     "MoEStats",
+    "MoEfication",
     "Noise",
     "NoiseModule",
     "NoisyLogits",
@@ -123,6 +129,7 @@ __all__ = [
     "TokenOrder",
     "TopK",
     "TopP",
+    "Upcycling",
     "ZLoss",
     "balanced_table",
     "fine_grained",

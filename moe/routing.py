@@ -91,6 +91,11 @@ class Router(abc.ABC):
         """Whether a token's experts depend on later tokens. A causal decoder refuses that unless told otherwise."""
         return False
 
+    @property
+    def weight_sum(self) -> float | None:
+        """The sum of a token's weights, where it is the same for every token, up to rounding; None where it is not."""
+        return None
+
     @abc.abstractmethod
     def build(self, *, width: int, experts: int, key: jax.Array) -> RouterModule:
         """Build the router for tokens of `width` and `experts` experts. Raises ValueError where the two do not fit."""

@@ -16,6 +16,7 @@ from ..router_tables import Measured
 from ..training.loop import Result, train
 from ..training.restore import Trained
 from ..training.routers import NoRouters, measure_routers
+from .upcycling_option import Name, NoTechnique, technique_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,10 @@ class Train:
     """The run's directory. None: runs/ and the recipe's name."""
     init_from: Path | None = None
     """Another run's directory, whose best parameters are the first of this one."""
+    upcycle: Name | None = None
+    """Make the recipe's mixtures of experts out of the dense model of --init-from, by this technique; --upcycle
+    TECHNIQUE --help shows its options. None: the two models must be the same."""
+    technique: Annotated[object, tyro.conf.arg(name="upcycle")] = NoTechnique()
     seeds: tuple[int, ...] = ()
     """Train once per seed, each in a directory of its own, and print the spread. None: the one of --seed."""
     profile: bool = False
@@ -62,7 +67,13 @@ class Train:
 
     def _train(self, experiment: Experiment, path: Path, console: Console) -> Result:
         result = train(
-            experiment, path, recipe=self.recipe, init_from=self.init_from, profile=self.profile, console=console
+            experiment,
+            path,
+            recipe=self.recipe,
+            init_from=self.init_from,
+            upcycle=technique_of(self.upcycle, self.technique),
+            profile=self.profile,
+            console=console,
         )
         if not result.interrupted and jax.process_index() == 0:
             report = report_run(result.path, experiment=experiment, measured=_measured(experiment, result, console))

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from rich.console import Console
 
 from ...models import Layout
+from ...moe import Upcycling
 from ..data import HeldOut, check_vocabulary, held_out, training_batches
 from ..experiment import FREE_FIELDS, Experiment
 from ..run_directory import Metrics, RunDirectory
@@ -22,9 +23,13 @@ from .interruption import Interruption
 from .progress import TrainingProgress
 from .restore import METRIC, restore_weights
 from .step import ROUTERS, Trainer, TrainState, build_trainer, to_device
+from .upcycling import upcycled_weights, upcycling_fact
 
 PROFILED_STEPS = range(5, 10)
 """Steps after the start that `profile` traces: late enough to be compiled."""
+
+FIXED_FACTS = ("source", "init_from", "upcycle")
+"""Facts about a run that must stay those of its first start."""
 
 
 class NonFinite(ArithmeticError):
@@ -59,6 +64,7 @@ def train(
     *,
     recipe: Path | None = None,
     init_from: Path | None = None,
+    upcycle: Upcycling | None = None,
     profile: bool = False,
     console: Console | None = None,
 ) -> Result:
@@ -69,6 +75,8 @@ def train(
         path: the run's directory; new, empty, or of this very experiment.
         recipe: the recipe file that built the experiment, kept with the run.
         init_from: another run's directory, whose best parameters are the first of this one.
+        upcycle: makes a mixture of `init_from`, the run of a dense model, at the first start; a run that continues
+            does not repeat it.
         profile: trace a few steps into `profile/` in the run's directory.
         console: where to print.
 
@@ -78,6 +86,8 @@ def train(
         DamagedCheckpoint, FailedSave: see `checkpoints.py`.
     """
     console = console or Console()
+    if upcycle is not None and init_from is None:
+        raise ValueError(f"upcycle is {upcycle} and init_from None; it must be the directory of a dense model's run")
     check_vocabulary(experiment.tokenizer, experiment.model.vocab)
     layout = Layout(experiment.mesh.build(), experiment.rules)
     layout.batch(experiment.batch_size // experiment.gradient_accumulation, 2)
@@ -100,15 +110,19 @@ def train(
         process_count=jax.process_count(),
     )
     validation = held_out(experiment.source, experiment.tokenizer, **micro_batch, max_bytes=experiment.evaluation_bytes)
-    initial = None
+    initial, note = None, None
     if init_from is not None and not any((path / "checkpoints").glob("[0-9]*")):
-        initial = restore_weights(RunDirectory.load(init_from), trainer)[0]
+        if upcycle is None:
+            initial = restore_weights(RunDirectory.load(init_from), trainer)[0]
+        else:
+            initial, note = upcycled_weights(RunDirectory.load(init_from), experiment, trainer, upcycle)
     facts = {
         "source": experiment.source.describe(),
         "init_from": None if init_from is None else str(init_from.absolute()),
+        "upcycle": upcycling_fact(upcycle),
         "validation_bytes": validation.bytes,
     }
-    directory = RunDirectory.open(path, experiment, recipe, facts, FREE_FIELDS, fixed_facts=("source", "init_from"))
+    directory = RunDirectory.open(path, experiment, recipe, facts, FREE_FIELDS, fixed_facts=FIXED_FACTS)
     with (
         directory.lock(),
         Checkpoints(
@@ -135,6 +149,8 @@ def train(
                 )
             )
             progress.note(for_terminal(parts_table(experiment)))
+            if note is not None:
+                progress.note(note)
             if resume_step is not None:
                 progress.note(f"continuing {directory.path} at step {step}")
             run = _Run(experiment, directory, trainer, validation, checkpoints, metrics, progress, profile)

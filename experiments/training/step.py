@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, UInt
 
 from ...models import Decoder, DecoderLM, Layout, Output
 from ..data import Windows, target_mask
-from ..optimizers import Optimizer
+from ..optimizers import TrainingRule
 
 ROUTERS = "routers"
 """Among a step's metrics: the statistics of each layer that routes, as "layers.3.entropy"."""
@@ -55,7 +55,7 @@ class Trainer(NamedTuple):
 
 
 def build_trainer(
-    model: Decoder, optimizer: Optimizer, layout: Layout, *, steps: int, accumulation: int = 1
+    model: Decoder, optimizer: TrainingRule, layout: Layout, *, steps: int, accumulation: int = 1
 ) -> Trainer:
     """Split the model once and build the functions over its arrays.
 
@@ -65,7 +65,7 @@ def build_trainer(
     abstract_model = nnx.eval_shape(lambda: model.build(jax.random.key(0)))
     graph, abstract_params, _ = nnx.split(abstract_model, nnx.Param, ...)
     rule = optimizer.build(abstract_params, steps=steps)
-    learning_rate = optimizer.schedule.build(peak=optimizer.learning_rate, steps=steps)
+    learning_rate = optimizer.rate(steps=steps)
 
     def init(seed: UInt[Array, ""]) -> TrainState:
         _, params, variables = nnx.split(model.build(jax.random.key(seed)), nnx.Param, ...)

@@ -1,6 +1,7 @@
 """Routers: one technique, one file."""
 
 from .base import BASE, BASERouter
+from .equal_weights import EqualWeights, EqualWeightsRouter
 from .expert_choice import ExpertChoice, ExpertChoiceRouter
 from .hash import Hash, HashRouter, HashTable, RandomTable, balanced_table
 from .null_experts import NullBalanceLoss, NullExperts, NullExpertsRouter
@@ -8,12 +9,13 @@ from .random import Random, RandomRouter
 from .relu import ReLURouter, ReLURouting
 from .sinkhorn import Sinkhorn, SinkhornRouter
 from .top_k import TopK, TopKRouter
-from .top_p import EntropyLoss, TopP, TopPRouter
+from .top_p import TopP, TopPRouter
 
 __all__ = [
     "BASE",
     "BASERouter",
-    "EntropyLoss",
+    "EqualWeights",
+    "EqualWeightsRouter",
     "ExpertChoice",
     "ExpertChoiceRouter",
     "Hash",

@@ -65,6 +65,10 @@ class TopK(Router):
     def experts_per_token(self) -> float:
         return float(self.k)
 
+    @property
+    def weight_sum(self) -> float | None:
+        return 1.0 if self.renormalize else None
+
     def build(self, *, width: int, experts: int, key: jax.Array) -> "TopKRouter":
         if self.k > experts:
             raise ValueError(f"TopK.k is {self.k}; with {experts} experts it must be at most {experts}")

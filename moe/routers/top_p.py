@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ..losses import RouterLoss, token_mean
 from ..routing import Router, Routing, RoutingContext
 from .gate import Gate
 
@@ -21,9 +20,9 @@ class TopP(Router):
     """Each token goes to the smallest set of experts whose probability reaches p; at most to `most` of them.
 
     Weights are the probabilities, not divided by their sum, as in the paper. The paper has no bound: static shapes need
-    one, and what a token would take beyond it goes to nobody. Memory and the longest step follow `most`, not the mean.
-    Alone, the router tends to spread its probability over all experts; the paper trains it with `BalanceLoss` and
-    `EntropyLoss`.
+    one, and what a token would take beyond it counts as dropped in the statistics. Memory and the longest step follow
+    `most`, not the mean. Alone, the router tends to spread its probability over all experts; the paper trains it with
+    `BalanceLoss` and its dynamic loss, `EntropyLoss(coefficient=1e-4, marginal=0.0)`.
     """
 
     p: float = 0.4
@@ -52,7 +51,7 @@ class TopP(Router):
 
 
 class TopPRouter(nnx.Module):
-    """A linear map to expert logits, a softmax and a cumulative sum over the most probable."""
+    """A linear map to expert logits, a softmax and a cumulative sum over the experts by their probability."""
 
     def __init__(self, config: TopP, *, width: int, experts: int, key: jax.Array):
         self.config = config
@@ -61,22 +60,14 @@ class TopPRouter(nnx.Module):
     def __call__(self, x: Float[Array, "T D"], context: RoutingContext) -> tuple[Routing, None]:
         logits = self.gate(x)
         probs = jax.nn.softmax(logits, axis=-1)
-        weight, expert = jax.lax.top_k(probs, self.config.most)
+        most, experts = self.config.most, probs.shape[1]
+        weight, expert = jax.lax.top_k(probs, experts)
         # An expert is needed where those before it do not reach p; the first always is.
         reached = jax.lax.stop_gradient(jnp.cumsum(weight, axis=1) - weight)
         needed = reached < self.config.p
         if context.mask is not None:
             needed = needed & context.mask[:, None]
-        weight, expert = jnp.where(needed, weight, 0.0), jnp.where(needed, expert, probs.shape[1])
-        return Routing(expert.reshape(-1), weight.reshape(-1), None, logits, probs), None
-
-
-@dataclass(frozen=True, kw_only=True)
-class EntropyLoss(RouterLoss):
-    """Mean entropy of a token's probabilities, in nats, so that few experts suffice: the paper's dynamic loss."""
-
-    coefficient: float = 1e-4
-
-    def __call__(self, routing: Routing, context: RoutingContext) -> Float[Array, ""]:
-        log_probs = jax.nn.log_softmax(routing.logits, axis=-1)
-        return token_mean(-(jnp.exp(log_probs) * log_probs).sum(axis=-1), context.mask)
+        cut_off = needed[:, most:].sum(dtype=jnp.int32)
+        weight = jnp.where(needed, weight, 0.0)[:, :most].reshape(-1)
+        expert = jnp.where(needed, expert, experts)[:, :most].reshape(-1)
+        return Routing(expert, weight, None, logits, probs, cut_off=cut_off), None

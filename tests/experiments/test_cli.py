@@ -16,6 +16,11 @@ Dynamoe = Callable[..., tuple[int, str, str]]
     [
         (None, ["train", "evaluate", "generate", "inspect", "demo", "bench", "Measure a run's bits per byte"]),
         ("train", ["continue a run that was stopped", "--steps", "Optimizer steps of the whole run", "--seeds"]),
+        (
+            "train",
+            ["--upcycle {None,copy,copy-with-noise,granular-split,moefication}", "the dense model of --init"],
+        ),
+        ("train --upcycle granular-split", ["--upcycle.shards INT", "--upcycle.scale", "shards of the dense network"]),
         ("evaluate", ["bits per byte on held-out text", "--text", "Text files or globs to measure on instead"]),
         ("generate", ["Continue a prompt", "--sampling.temperature", "The same seed draws the same text"]),
         ("inspect", ["Show what a run's routers do", "load, entropy and drops of every layer", "Text files or globs"]),
@@ -25,7 +30,7 @@ Dynamoe = Callable[..., tuple[int, str, str]]
     ],
 )
 def test_help_explains_the_command(dynamoe: Dynamoe, command: str | None, explained: list[str]) -> None:
-    status, output, errors = dynamoe(*([command] if command else []), "--help")
+    status, output, errors = dynamoe(*(command or "").split(), "--help")
     assert (status, errors) == (0, "")
     for text in explained:
         assert text in " ".join(output.replace("│", "").split())

@@ -14,6 +14,7 @@ from flax import nnx
 from dynamoe.moe import (
     BASE,
     DenseDispatcher,
+    EqualWeights,
     ExpertChoice,
     Experts,
     GroupLimit,
@@ -103,6 +104,7 @@ CASES = [
     Case("Sinkhorn", Sinkhorn(k=2, scores=Softmax()), probability_of_the_chosen, per_token=2),
     Case("BASE", BASE(), per_token=1),
     Case("ReLU", ReLURouting(k=1, most=2)),
+    Case("equal weights", EqualWeights(k=3), lambda probs, assigned: np.full(T, 3.0), per_token=3, learns=False),
 ]
 every_router = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynamoe.moe import EntropyLoss, MoE, Routing, RoutingContext, TopP
+from dynamoe.moe import MoE, RoutingContext, TopP
 from dynamoe.moe.routing import NO_CONTEXT
 
 E = 4
@@ -52,21 +52,10 @@ def test_the_estimate_of_the_mean_is_what_the_costs_are_counted_by():
     assert MoE(experts=8, router=TopP(p=0.4, most=4, experts_per_token=1.5)).active_fraction == 1.5 / 8
 
 
-def test_entropy_loss_by_hand():
-    # Entropies log 4 = 1.3863 and -(0.5 log 0.5 + 2 * 0.25 log 0.25) = 1.0397; the third token is padding.
-    logits = jnp.log(jnp.array([[0.25, 0.25, 0.25, 0.25], [0.5, 0.25, 0.25, 1e-20], [0.7, 0.1, 0.1, 0.1]]))
-    routing = Routing(jnp.arange(3), jnp.ones(3), None, logits, jax.nn.softmax(logits))
-    context = RoutingContext(mask=jnp.array([True, True, False]))
-    np.testing.assert_allclose(EntropyLoss()(routing, context), (1.3863 + 1.0397) / 2, atol=1e-4)
-
-
-def test_the_entropy_loss_sharpens_even_a_router_that_is_sure():
-    def loss(logits):
-        nothing = jnp.zeros(1, jnp.int32), jnp.ones(1), None
-        return EntropyLoss()(Routing(*nothing, logits, jax.nn.softmax(logits)), NO_CONTEXT)
-
-    gradient = jax.grad(loss)(jnp.array([[1.0, 0.0, -200.0]]))
-    assert np.isfinite(gradient).all() and gradient[0, 0] < 0 < gradient[0, 1]
+def test_what_the_bound_cuts_off_is_counted():
+    # Probabilities (0.4, 0.3, 0.2, 0.1) reach 0.8 with three experts, one more than the bound; (0.85, ...) with one.
+    probs = [[0.4, 0.3, 0.2, 0.1], [0.85, 0.05, 0.05, 0.05], [0.25, 0.25, 0.25, 0.25]]
+    assert int(route(TopP(p=0.8, most=2), probs, RoutingContext(mask=jnp.array([True, True, False]))).cut_off) == 1
 
 
 @pytest.mark.parametrize(
