@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from dynamoe.experiments.cli import parse
 from dynamoe.experiments.commands.demo import Demo
 
 Dynamoe = Callable[..., tuple[int, str, str]]
@@ -83,3 +84,8 @@ def test_ctrl_c_has_status_130(dynamoe: Dynamoe, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(Demo, "run", interrupt)
     assert dynamoe("demo") == (130, "", "")
+
+
+def test_networks_that_may_be_none_have_options_under_their_full_names() -> None:
+    found = parse(["train", "--model.ffn.shared.hidden", "64"]).experiment.model.ffn
+    assert found.shared.hidden == 64 and found.expert.hidden != 64
