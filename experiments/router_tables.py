@@ -99,8 +99,8 @@ def token_table(statistics: Sequence[RouterStatistics]) -> Table:
     often, counted = max((of[-2:] for of in found.values()), default=(0, 1.0))
     caption = (
         "Known by token: mutual information of the token id and the expert of an assignment, in bits; the most there "
-        "can be is the entropy, less log2 K with K experts per token. The rest is decided by what stands before the "
-        f"token. Favourite expert: share of a token id's occurrences that go to its most frequent expert, a mean over "
+        "can be is the entropy, less log2 K with K experts per token. The rest is decided by the context. "
+        f"Favourite expert: share of a token id's occurrences that go to its most frequent expert, a mean over "
         f"{often:,} ids that occur {OFTEN} times or more. By chance: the same for experts drawn by their load."
     )
     if counted < 1:

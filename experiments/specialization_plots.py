@@ -98,7 +98,7 @@ def plot_token_specialization(statistics: Sequence[RouterStatistics], file: Path
             axes.grid(axis="y")
         favourite.set_ylim(0, 1.03)
         figure.legend(*known.get_legend_handles_labels(), loc="outside lower left", ncols=3)
-        entitle(figure, "Experts and token ids", "the rest is decided by what stands before the token")
+        entitle(figure, "Experts and token ids", "what the token id does not decide, its context does")
     return file
 
 

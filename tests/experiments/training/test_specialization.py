@@ -17,8 +17,8 @@ from dynamoe.experiments.training.specialization import (
     total_variation,
 )
 
-# Experts 0 and 1 share 8 of their 10 and 16 tokens; expert 2 has 4 tokens, one with each; expert 3 has none.
-TOGETHER = np.array([[10, 8, 1, 0], [8, 16, 1, 0], [1, 1, 4, 0], [0, 0, 0, 0]])
+# Experts 0 and 1 share 8 of their 16 and 10 tokens; expert 2 has 4 tokens, one with each; expert 3 has none.
+TOGETHER = np.array([[16, 8, 1, 0], [8, 10, 1, 0], [1, 1, 4, 0], [0, 0, 0, 0]])
 
 
 def counts(by_id: list[list[int]], occurrences: list[int] | None = None, *, tokens: int | None = None) -> RoutingCounts:
@@ -32,17 +32,17 @@ def counts(by_id: list[list[int]], occurrences: list[int] | None = None, *, toke
 
 def test_coactivation_is_the_share_of_the_rows_tokens() -> None:
     shares = coactivation(TOGETHER)
-    np.testing.assert_allclose(shares[0], [np.nan, 0.8, 0.1, 0.0])
-    np.testing.assert_allclose(shares[1], [0.5, np.nan, 1 / 16, 0.0])
+    np.testing.assert_allclose(shares[0], [np.nan, 0.5, 1 / 16, 0.0])
+    np.testing.assert_allclose(shares[1], [0.8, np.nan, 0.1, 0.0])
     assert np.isnan(shares[3]).all()  # an idle expert has no tokens to share
 
 
 def test_pairs_are_ranked_by_what_both_share_and_set_against_the_load() -> None:
     first, second, third = strongest_pairs(TOGETHER, most=3)
-    # 8 / sqrt(10 * 16) = 0.63, then 1 / sqrt(10 * 4) = 0.158, 1 / sqrt(16 * 4) = 0.125.
-    assert [(pair.first, pair.second) for pair in (first, second, third)] == [(0, 1), (0, 2), (1, 2)]
-    assert (first.tokens, first.of_first, first.of_second) == (8, 0.8, 0.5)
-    # Ten pairs fall on products of loads 160, 40 and 64, so on experts 0 and 1 there would be 10 * 160 / 264.
+    # 8 / sqrt(16 * 10) = 0.63, then 1 / sqrt(10 * 4) = 0.158, 1 / sqrt(16 * 4) = 0.125.
+    assert [(pair.first, pair.second) for pair in (first, second, third)] == [(0, 1), (1, 2), (0, 2)]
+    assert (first.tokens, first.of_first, first.of_second) == (8, 0.5, 0.8)
+    # Ten pairs fall on products of loads 160, 64 and 40, so on experts 0 and 1 there would be 10 * 160 / 264.
     assert first.over_chance == pytest.approx(8 / (10 * 160 / 264))
     assert len(strongest_pairs(TOGETHER, most=1)) == 1
 
