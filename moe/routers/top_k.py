@@ -67,7 +67,7 @@ class TopK(Router):
 
     @property
     def weight_sum(self) -> float | None:
-        return 1.0 if self.renormalize else None
+        return self.scale if self.renormalize else None
 
     def build(self, *, width: int, experts: int, key: jax.Array) -> "TopKRouter":
         if self.k > experts:
