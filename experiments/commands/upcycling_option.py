@@ -3,6 +3,7 @@
 A technique is a type, and its fields become options; which type has to be known before the options are parsed.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -26,7 +27,7 @@ class NoTechnique:
 
 def chosen_technique(arguments: Sequence[str]) -> Upcycling | NoTechnique:
     """The technique that the arguments name, with its default values; a wrong name is left to the parser."""
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in itertools.pairwise([*arguments, ""]):
         name, _, value = argument.partition("=")
         if name == OPTION and (value or following) in TECHNIQUES:
             return TECHNIQUES[value or following]()

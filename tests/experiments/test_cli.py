@@ -19,7 +19,10 @@ Dynamoe = Callable[..., tuple[int, str, str]]
         ("train", ["continue a run that was stopped", "--steps", "Optimizer steps of the whole run", "--seeds"]),
         (
             "train",
-            ["--upcycle {None,copy,copy-with-noise,granular-split,moefication}", "the dense model of --init"],
+            [
+                "--upcycle {None,copy,copy-with-noise,granular-split,moefication}",
+                "Make the recipe's mixtures of experts",
+            ],
         ),
         ("train --upcycle granular-split", ["--upcycle.shards INT", "--upcycle.scale", "shards of the dense network"]),
         ("evaluate", ["bits per byte on held-out text", "--text", "Text files or globs to measure on instead"]),

@@ -14,14 +14,15 @@ import pytest
 from flax import nnx
 from rich.console import Console
 
-from dynamoe.experiments.data import TextFiles
 from dynamoe.experiments.experiment import Experiment
 from dynamoe.experiments.optimizers import AdamW
 from dynamoe.experiments.router_first import RouterFirst
-from dynamoe.experiments.run_directory import read_metrics
+from dynamoe.experiments.run_directory import RunDirectory, read_metrics
 from dynamoe.experiments.training.loop import Result, train
 from dynamoe.experiments.training.restore import load_trained
-from dynamoe.models import Attention, Decoder, Dense, FirstLayers, MeshShape
+from dynamoe.experiments.training.step import build_trainer
+from dynamoe.experiments.training.upcycling import upcycled_weights
+from dynamoe.models import Decoder, Dense, FirstLayers, Layout, MeshShape
 from dynamoe.moe import Copy, DenseDispatcher, GranularSplit, MoE, SwiGLU, TopK, Upcycling
 
 Tiny = Callable[..., Experiment]
@@ -117,31 +118,29 @@ def test_refuses_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def check_on_a_mesh(text: str, folder: str) -> None:
-    quiet = Console(file=io.StringIO())
-    base = Experiment(
-        model=Decoder(vocab=258, width=16, layers=2, attention=Attention(heads=2), ffn=Dense(hidden=32)),
-        source=TextFiles(train=(text,), separator="\n\n"),
-        optimizer=AdamW(learning_rate=1e-2),
-        mesh=MeshShape(data=2, fsdp=2, expert=2),
-        steps=2,
-        batch_size=8,
-        sequence_length=16,
-        evaluate_every=1,
-        checkpoint_every=2,
-        log_every=1,
-    )
-    dense = train(base, Path(folder) / "dense", console=quiet)
-    ffn = FirstLayers(ffn=dataclasses.replace(HALVES, shared=SwiGLU(hidden=8)), first=Dense(hidden=32))
-    experiment = dataclasses.replace(base, model=dataclasses.replace(base.model, ffn=ffn))
-    run = train(experiment, Path(folder) / "moe", init_from=dense.path, upcycle=GranularSplit(shards=2), console=quiet)
-    np.testing.assert_allclose(held_out(run.path)[1], dense.bits_per_byte, rtol=1e-5)
+def check_on_a_mesh(dense: str) -> None:
     assert len(jax.devices()) == 8
-    up = dict(nnx.to_flat_state(run.state.params))[("segments", 1, "unit", "layers", 0, "ffn", "experts", "up")]
-    assert up.get_value().addressable_shards[0].data.shape == (2, 8, 16)  # 4 experts over 2, width 16 over 2
+    source = RunDirectory.load(Path(dense))
+    model: Decoder = source.config.model
+    ffn = FirstLayers(ffn=dataclasses.replace(HALVES, shared=SwiGLU(hidden=8)), first=Dense(hidden=32))
+    experiment = dataclasses.replace(source.config, model=dataclasses.replace(model, ffn=ffn))
+    layout = Layout(MeshShape(data=2, fsdp=2, expert=2).build())
+    trainer = build_trainer(experiment.model, experiment.optimizer, layout, steps=experiment.steps)
+    weights, _ = upcycled_weights(source, experiment, trainer, GranularSplit(shards=2))
+    wanted = {"params": trainer.abstract_state.params, "variables": trainer.abstract_state.variables}
+    assert jax.tree.structure(weights) == jax.tree.structure(wanted)
+    for found, abstract in zip(jax.tree.leaves(weights), jax.tree.leaves(wanted), strict=True):
+        assert found.sharding == abstract.sharding
+
+    arrays = {path: v.get_value() for path, v in nnx.to_flat_state(weights["params"])}
+    before = {path: v.get_value() for path, v in nnx.to_flat_state(load_trained(Path(dense)).params)}
+    stacked = ("segments", 0, "unit", "layers", 0, "ffn", "up")
+    np.testing.assert_array_equal(arrays[stacked], before[stacked][0])  # the first layer stays dense
+    up = arrays[("segments", 1, "unit", "layers", 0, "ffn", "experts", "up")]
+    assert up.addressable_shards[0].data.shape == (2, 8, 16)  # 4 experts over 2, width 16 over 2
+    halves = np.split(np.asarray(before[stacked][1]), 2, axis=1)
+    np.testing.assert_array_equal(up, [*halves, *halves])
 
 
-def test_a_mixture_is_born_split_over_the_mesh(
-    run_with_devices: Callable[..., str], text: Path, tmp_path: Path
-) -> None:
-    run_with_devices(8, check_on_a_mesh, str(text), str(tmp_path))
+def test_a_mixture_is_born_split_over_the_mesh(run_with_devices: Callable[..., str], dense: Result) -> None:
+    run_with_devices(8, check_on_a_mesh, str(dense.path))
