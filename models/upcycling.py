@@ -135,7 +135,7 @@ def _experts(fresh: Flat, weights: ExpertWeights, mixture: MoE) -> Flat:
 
 def _silent_shared(fresh: Flat) -> Flat:
     """The shared expert's down projection, zero."""
-    if fresh and ("shared", "down") not in fresh:
+    if fresh and all(path[-1] != "down" for path in fresh):
         raise ValueError(
             f"MoE.shared has the weights {_listed(fresh)}; upcycling silences it by the one named down, which it must "
             "have"

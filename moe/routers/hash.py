@@ -69,6 +69,10 @@ class Hash(Router):
     def experts_per_token(self) -> float:
         return float(self.k)
 
+    @property
+    def weight_sum(self) -> float | None:
+        return 1.0
+
     def build(self, *, width: int, experts: int, key: jax.Array) -> "HashRouter":
         if self.k > experts:
             raise ValueError(f"Hash.k is {self.k}; with {experts} experts it must be at most {experts}")

@@ -31,6 +31,10 @@ class Random(Router):
     def experts_per_token(self) -> float:
         return float(self.k)
 
+    @property
+    def weight_sum(self) -> float | None:
+        return 1.0
+
     def build(self, *, width: int, experts: int, key: jax.Array) -> "RandomRouter":
         if self.k > experts:
             raise ValueError(f"Random.k is {self.k}; with {experts} experts it must be at most {experts}")

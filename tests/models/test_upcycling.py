@@ -16,6 +16,7 @@ from dynamoe.moe import (
     GELU,
     Copy,
     DenseDispatcher,
+    GatedShared,
     GranularSplit,
     LayerPattern,
     MoE,
@@ -87,7 +88,7 @@ class NearestRouter(nnx.Module):
 
 NEAREST = MoE(experts=3, router=Nearest(), expert=SwiGLU(hidden=12), dispatcher=DenseDispatcher())
 KEEPING: dict[str, tuple[LayerPattern, Upcycling, bool, int]] = {
-    "with a shared expert": (mixture(shared=SwiGLU(hidden=5)), Copy(), True, 1),
+    "with a shared expert": (mixture(shared=GatedShared(expert=SwiGLU(hidden=5))), Copy(), True, 1),
     "after the first": (FirstLayers(ffn=mixture(6), first=Dense(hidden=12)), GranularSplit(shards=2), True, 2),
     "another router, unstacked": (EveryNth(ffn=NEAREST, otherwise=Dense(hidden=12)), Copy(), False, 3),
 }
@@ -101,7 +102,7 @@ def test_the_logits_are_those_of_the_dense_model(case: str) -> None:
     assert np.abs(fresh - dense).max() > 0.1
     np.testing.assert_allclose(new, dense, rtol=1e-4, atol=1e-5)
     if case == "with a shared expert":
-        shared = model.segments[0].unit.layers[0].ffn.shared  # type: ignore
+        shared = model.segments[0].unit.layers[0].ffn.shared.expert  # type: ignore
         assert not shared.down[...].any(), "it adds nothing"
         assert shared.gate[...].any() and shared.up[...].any(), "but it can learn"
     if case == "another router, unstacked":
