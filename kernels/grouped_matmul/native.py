@@ -1,4 +1,4 @@
-"""A grouped matmul for CPU in C++, `native.cc` and `native_packed.cc`, called by XLA where it keeps the arrays.
+"""A grouped matmul for CPU in C++, `native*.cc`, called by XLA where it keeps the arrays.
 
 XLA's own product of a slice copies it first, and its plain product is slower than a good library's. Letters: M rows, D
 inner width, F output width, E groups. What was measured: experiments/LOG.md.
@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 from ..native_code import compiled_library, register
 from ..quantized import Format, Quantized, QuantizedRows, dequantize, quantize
 
-PLAIN, PACKED = (Path(__file__).with_name(name) for name in ("native.cc", "native_packed.cc"))
+PLAIN, PACKED, INTEGER = (Path(__file__).with_name(f"native{part}.cc") for part in ("", "_packed", "_integer"))
 PREFIX = "dynamoe_"
 """Of the names that XLA knows the handlers by."""
 _first_use = threading.Lock()
@@ -30,13 +30,12 @@ def grouped_matmul_native(
     x: Float[Array, "M D"] | QuantizedRows, w: Float[Array, "E D F"] | Quantized, group_sizes: Int[Array, " E"]
 ) -> Float[Array, "M F"]:
     """See `grouped_matmul`. Under vmap, one after the other."""
-    if isinstance(x, QuantizedRows):
-        raise NotImplementedError("x is packed rows; allowed is an array")
+    packed_rows = isinstance(x, QuantizedRows)
     with _first_use:
-        defect = _defect(w.format if isinstance(w, Quantized) else None)
+        defect = _defect(w.format if isinstance(w, Quantized) else None, packed_rows)
     if defect:
         raise NotImplementedError(defect)
-    return _grouped_matmul(x, w, group_sizes)
+    return _integer_products(x, w, group_sizes) if packed_rows else _grouped_matmul(x, w, group_sizes)
 
 
 @jax.custom_vjp
@@ -68,9 +67,15 @@ def _rows_times_matrices(x, w, group_sizes, *, transposed: bool):
     return _call(f"rows_times_{w.format.name}", shape, arguments, attributes)
 
 
-def _call(target: str, shape: tuple[int, ...], arguments: tuple[jax.Array, ...], attributes: Mapping[str, Any]):
+def _integer_products(x, w, group_sizes):
+    """Without a gradient, as `grouped_matmul` has none for packed rows."""
+    arguments = (x.codes, x.scales, w.codes, w.scales, group_sizes)
+    return _call("rows_times_integers", (x.codes.shape[0], w.shape[2]), arguments, {}, jnp.float32)
+
+
+def _call(target: str, shape: tuple[int, ...], arguments: tuple[jax.Array, ...], attributes: Mapping[str, Any], dtype=None):
     x = arguments[0]
-    call = jax.ffi.ffi_call(PREFIX + target, jax.ShapeDtypeStruct(shape, x.dtype), vmap_method="sequential")
+    call = jax.ffi.ffi_call(PREFIX + target, jax.ShapeDtypeStruct(shape, dtype or x.dtype), vmap_method="sequential")
     result = call(*arguments, **attributes)
     # Under shard_map the call's result is taken to be the same on all devices; it varies as its arguments do.
     varying, known = (jax.typeof(array).manual_axis_type.varying for array in (x, result))
@@ -78,10 +83,15 @@ def _call(target: str, shape: tuple[int, ...], arguments: tuple[jax.Array, ...],
 
 
 @functools.cache
-def _defect(format: Format | None) -> str | None:
-    """Why this cannot run here, found out once; then also said, for what runs instead by default is slower."""
+def _defect(format: Format | None, packed_rows: bool = False) -> str | None:
+    """Why this cannot run here, found out once. A defect is also said, for what runs instead by default is slower."""
     try:
-        if format is None:
+        if packed_rows:
+            library = compiled_library(INTEGER)
+            if not hasattr(library, "rows_times_integers"):
+                return "x is packed rows, whose products need a CPU with AVX512-VNNI; allowed here is an array"
+            register(library, "rows_times_integers", f"{PREFIX}rows_times_integers")
+        elif format is None:
             library = compiled_library(PLAIN)
             for symbol in ("rows_times_matrices", "gradient_of_matrices"):
                 register(library, symbol, PREFIX + symbol)
@@ -90,7 +100,7 @@ def _defect(format: Format | None) -> str | None:
             register(library, "rows_times_packed", f"{PREFIX}rows_times_{format.name}")
         # On a thread of its own: this one may be tracing, for which JAX would add the test to what is traced.
         with ThreadPoolExecutor(1) as fresh:
-            fresh.submit(_self_test, format).result()
+            fresh.submit(_test_integers if packed_rows else _self_test, *(() if packed_rows else (format,))).result()
     except Exception as error:
         defect = f"the C++ of grouped_matmul is out of order here: {error}"
         warnings.warn(f"{defect}. On CPU the slower 'blocked' is the default instead", stacklevel=2)

@@ -128,7 +128,7 @@ ffi::Error RowsTimesPacked(ffi::ThreadPool pool, bool transposed, int64_t group_
     return Packed<FORMAT>{codes_data + e * size, scales_data + e * scale_size * FORMAT::kScaleBytes,
                           with_zero_points ? zero_points_data + e * scale_size : nullptr, columns, group_size};
   };
-  RowsTimesMatrices(pool, x, sizes, transposed, matrix, result);
+  RowsTimesMatrices(pool, LeftOf(x, false), sizes, transposed, matrix, result);
   return ffi::Error::Success();
 }
 
