@@ -253,7 +253,7 @@ struct Part {
 
 // Writes panels of `width` cells across and as deep as `depth` numbers take, together `across` wide.
 template <typename Arithmetic, bool kPanels, typename Stored>
-INLINE void PackRows(const Stored& matrix, const Part& part, int64_t across, int64_t depth, int64_t width, float* to) {
+INLINE void PackRows(Stored matrix, Part part, int64_t across, int64_t depth, int64_t width, float* to) {
   int64_t cells = CellsOf<Arithmetic>(depth);
   for (int64_t cell = 0; cell < cells; ++cell) {
     int64_t k = cell * Arithmetic::kPerCell;
@@ -268,7 +268,7 @@ INLINE void PackRows(const Stored& matrix, const Part& part, int64_t across, int
 
 // The same of rows that run across, in squares of cells.
 template <typename Arithmetic, typename Stored>
-INLINE void PackColumns(const Stored& matrix, const Part& part, int64_t across, int64_t depth, int64_t width,
+INLINE void PackColumns(Stored matrix, Part part, int64_t across, int64_t depth, int64_t width,
                         float* to) {
   constexpr int kPerCell = Arithmetic::kPerCell, kPerVector = kLanes * kPerCell;
   int64_t cells = CellsOf<Arithmetic>(depth);
@@ -297,7 +297,7 @@ INLINE void PackColumns(const Stored& matrix, const Part& part, int64_t across, 
 
 // A vector may reach past a panel's width, into what is written next; so the memory needs a vector's room at its end.
 template <typename Arithmetic, typename Stored>
-void Pack(const Stored& matrix, const Part& part, int64_t across, int64_t depth, int64_t width, float* to) {
+void Pack(Stored matrix, Part part, int64_t across, int64_t depth, int64_t width, float* to) {
   if (!part.rows_are_depth) return PackColumns<Arithmetic>(matrix, part, across, depth, width, to);
   if (across > width) return PackRows<Arithmetic, true>(matrix, part, across, depth, width, to);
   PackRows<Arithmetic, false>(matrix, part, across, depth, width, to);
