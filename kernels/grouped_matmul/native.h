@@ -177,10 +177,11 @@ struct Steps {
   float a[R][Arithmetic::kSteps];
   Line lines[Arithmetic::kSteps];
   int32_t starts[R];
+  float totals[R];  // of floats in a
 };
 
 // Adds kSteps cells down b, each times its cell of a, to kLanes columns of the R rows of c, or writes them. Where the
-// rows of b are of one scale, their codes are added up first.
+// rows of b are of one scale, their codes are added up first; then also no byte is shared with other steps' rows.
 template <typename Arithmetic, bool kOneScale, int R, typename Line>
 INLINE void StreamSteps(const Steps<Arithmetic, R, Line>& steps, int64_t column, float* c, int64_t c_row, bool add) {
   Vector sums[R];
@@ -190,15 +191,16 @@ INLINE void StreamSteps(const Steps<Arithmetic, R, Line>& steps, int64_t column,
 #pragma GCC unroll 16
   for (int s = 0; s < Arithmetic::kSteps; ++s) {
     Vector right;
-    if constexpr (kOneScale) right = steps.lines[s].Code(column);
+    if constexpr (kOneScale) right = steps.lines[s - s % Line::kPerByte].Code(column, s % Line::kPerByte);
     else right = steps.lines[s].Load(column);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) sums[r] = Arithmetic::Add(sums[r], &steps.a[r][s], right);
   }
   if constexpr (kOneScale) {
-    Vector scale = steps.lines[0].Scale(column);
+    Vector scale = steps.lines[0].Scale(column), zero_point = steps.lines[0].ZeroPoint(column);
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) sums[r] = sums[r] * scale + (add ? Read<Vector>(c + r * c_row) : Vector{});
+    for (int r = 0; r < R; ++r)
+      sums[r] = (sums[r] - steps.totals[r] * zero_point) * scale + (add ? Read<Vector>(c + r * c_row) : Vector{});
   }
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) Write(c + r * c_row, sums[r]);
@@ -230,14 +232,15 @@ void Stream(const Product<B>& p, float* c, int64_t c_row) {
     for (int r = 0; r < R; ++r) {
       float row[kSteps];
       ReadRow<Arithmetic>(p.a.From(r, k), rows, row);
-      for (int s = 0; s < cells; ++s) steps.a[r][s] = row[s];
+      steps.totals[r] = 0;
+      for (int s = 0; s < cells; ++s) steps.totals[r] += steps.a[r][s] = row[s];
       steps.starts[r] = k > 0 ? 0 : StartOf<Arithmetic>(p.a.From(r, 0), p.k);
     }
     for (int s = 0; s < cells; ++s)
       steps.lines[s] = Arithmetic::Down(p.b.matrix, p.b.part.row + k + s * kPerCell, rows - s * kPerCell);
     int64_t j = 0, whole = rows == kNumbers ? p.n / kLanes * kLanes : 0, column = p.b.part.column;
     if constexpr (B::kHasScales)
-      if (whole && Line::OneScale(steps.lines[0], steps.lines[kSteps - 1]))
+      if (whole && p.b.part.row % Line::kPerByte == 0 && Line::OneScale(steps.lines[0], steps.lines[kSteps - 1]))
         for (; j < whole; j += kLanes) StreamSteps<Arithmetic, true>(steps, column + j, c + j, c_row, k > 0);
     for (; j < whole; j += kLanes) StreamSteps<Arithmetic, false>(steps, column + j, c + j, c_row, k > 0);
     for (; j < p.n; j += kLanes)

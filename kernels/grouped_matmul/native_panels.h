@@ -12,7 +12,7 @@
 #include <cstring>
 #include <utility>
 
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -33,6 +33,8 @@ typedef float Vector __attribute__((vector_size(kLanes * 4)));  // or as many ce
 typedef int32_t Integers __attribute__((vector_size(kLanes * 4)));
 typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
 typedef uint16_t Halves __attribute__((vector_size(kLanes * 2)));
+typedef int8_t SignedBytes __attribute__((vector_size(kLanes)));
+typedef int16_t SignedHalves __attribute__((vector_size(kLanes * 2)));
 
 #define INLINE __attribute__((always_inline)) inline
 
@@ -52,6 +54,37 @@ INLINE To Bits(From from) {
   To to;
   std::memcpy(&to, &from, sizeof(to));
   return to;
+}
+
+// Integers of 8 or 16 bits, one to a lane. By the instructions' names, for GCC 12 would take each vector apart.
+INLINE Integers Wide(Bytes bytes) {
+#if defined(__AVX512F__)
+  return (Integers)_mm512_cvtepu8_epi32((__m128i)bytes);
+#elif defined(__AVX2__)
+  return (Integers)_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(Bits<int64_t>(bytes)));
+#else
+  return __builtin_convertvector(__builtin_convertvector(bytes, Halves), Integers);
+#endif
+}
+
+INLINE Integers Wide(Halves halves) {
+#if defined(__AVX512F__)
+  return (Integers)_mm512_cvtepu16_epi32((__m256i)halves);
+#elif defined(__AVX2__)
+  return (Integers)_mm256_cvtepu16_epi32((__m128i)halves);
+#else
+  return __builtin_convertvector(halves, Integers);
+#endif
+}
+
+INLINE Integers Signed(Bytes bytes) {
+#if defined(__AVX512F__)
+  return (Integers)_mm512_cvtepi8_epi32((__m128i)bytes);
+#elif defined(__AVX2__)
+  return (Integers)_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(Bits<int64_t>(bytes)));
+#else
+  return __builtin_convertvector(__builtin_convertvector(Bits<SignedBytes>(bytes), SignedHalves), Integers);
+#endif
 }
 
 // --- Matrices as they are stored: Row(i).Load(column, count) gives `count` numbers of a row, zeros beyond them.
@@ -76,7 +109,7 @@ struct BFloat16 {
   struct Line {
     const uint16_t* from;
     INLINE Vector Load(int64_t column, int64_t count = kLanes) const {
-      return Bits<Vector>(__builtin_convertvector(Read<Halves>(from + column, count), Integers) << 16);
+      return Bits<Vector>(Wide(Read<Halves>(from + column, count)) << 16);
     }
   };
   INLINE Line Row(int64_t row) const { return {data + row * columns}; }
@@ -123,18 +156,15 @@ struct Cells {
 // Pairs of bfloat16, summed in float32. The instruction takes numbers below float32's normal ones for zero.
 struct Pairs {
   static constexpr int kPerCell = 2;
-  static constexpr int kSteps = 4;
+  static constexpr int kSteps = 8;
 
   struct TwoRows {
     const uint16_t* from;
     int64_t columns;
     bool both;
     INLINE Vector Load(int64_t column, int64_t count = kLanes) const {
-      Integers cells = Wide(column, count);
-      return Bits<Vector>(both ? cells | Wide(column + columns, count) << 16 : cells);
-    }
-    INLINE Integers Wide(int64_t column, int64_t count) const {
-      return __builtin_convertvector(Read<Halves>(from + column, count), Integers);
+      Integers cells = Wide(Read<Halves>(from + column, count));
+      return Bits<Vector>(both ? cells | Wide(Read<Halves>(from + column + columns, count)) << 16 : cells);
     }
   };
   static INLINE TwoRows Down(const BFloat16& matrix, int64_t row, int64_t rows) {
