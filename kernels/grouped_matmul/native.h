@@ -31,7 +31,7 @@ namespace ffi = xla::ffi;
 
 constexpr int kColumns = kLanes * kVectors;
 constexpr int64_t kDepth = 512, kWide = 512 / kColumns * kColumns, kTall = 512;  // cells of a task's panels, at most
-constexpr int kFew = 8;  // rows of a that Stream takes at most
+constexpr int kFew = 8, kCopies = 24;  // rows of a that Stream takes at most, and cells of a that it copies
 constexpr double kWorthAThread = 1e6;  // operations below which waking another thread costs more than it brings
 
 // A stored matrix as the right side of a product.
@@ -64,12 +64,11 @@ struct Left {
 // Writes the cells of `count` numbers of the first row.
 template <typename Arithmetic>
 void ReadRow(const Left& left, int64_t count, float* to) {
-  // A copy of constant size is a move between registers.
-  constexpr int kCells = std::min(Arithmetic::kSteps, kLanes), kNumbers = kCells * Arithmetic::kPerCell;
+  constexpr int kNumbers = kLanes * Arithmetic::kPerCell;
   left.As<Arithmetic>([&](const auto& matrix) {
     auto line = Arithmetic::Along(matrix, left.part.row);
     int64_t i = 0, column = left.part.column;
-    for (; i + kNumbers <= count; i += kNumbers, to += kCells) Write(to, line.Load(column + i, kNumbers), kCells);
+    for (; i + kNumbers <= count; i += kNumbers, to += kLanes) Write(to, line.Load(column + i));
     if (i < count) Write(to, line.Load(column + i, count - i), CellsOf<Arithmetic>(count - i));
   });
 }
@@ -171,17 +170,36 @@ void MultiplyPanels(const Product<B>& p, float* c, int64_t c_row, float* memory,
   }
 }
 
-// Some cells down b, the cells of R rows of a that they are multiplied with, and where the first sums start.
+// The cells of R rows of a that some cells down b are multiplied with. As many as fit into registers are copied, for no
+// write to c can change a copy; more of them would only go from memory to memory.
+template <typename Arithmetic, int R>
+struct FewCells {
+  float cells[R][Arithmetic::kSteps] = {};
+  FewCells(const float* a, int steps) {
+    for (int r = 0; r < R; ++r)
+      for (int s = 0; s < steps; ++s) cells[r][s] = a[r * kDepth + s];
+  }
+  INLINE const float* At(int r, int s) const { return &cells[r][s]; }
+};
+
+template <typename Arithmetic, int R>
+struct ManyCells {
+  const float* a;
+  ManyCells(const float* a, int) : a(a) {}
+  INLINE const float* At(int r, int s) const { return a + r * kDepth + s; }
+};
+
+// Some cells down b, those of a, the sum of each row of these, and where the first sums start.
 template <typename Arithmetic, int R, typename Line>
 struct Steps {
-  float a[R][Arithmetic::kSteps];
+  std::conditional_t<R * Arithmetic::kSteps <= kCopies, FewCells<Arithmetic, R>, ManyCells<Arithmetic, R>> a;
   Line lines[Arithmetic::kSteps];
+  float totals[R];
   int32_t starts[R];
-  float totals[R];  // of floats in a
 };
 
 // Adds kSteps cells down b, each times its cell of a, to kLanes columns of the R rows of c, or writes them. Where the
-// rows of b are of one scale, their codes are added up first; then also no byte is shared with other steps' rows.
+// rows of b are of one scale, their codes are added up first; then also the codes' slots in their bytes are known.
 template <typename Arithmetic, bool kOneScale, int R, typename Line>
 INLINE void StreamSteps(const Steps<Arithmetic, R, Line>& steps, int64_t column, float* c, int64_t c_row, bool add) {
   Vector sums[R];
@@ -194,13 +212,20 @@ INLINE void StreamSteps(const Steps<Arithmetic, R, Line>& steps, int64_t column,
     if constexpr (kOneScale) right = steps.lines[s - s % Line::kPerByte].Code(column, s % Line::kPerByte);
     else right = steps.lines[s].Load(column);
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) sums[r] = Arithmetic::Add(sums[r], &steps.a[r][s], right);
+    for (int r = 0; r < R; ++r) sums[r] = Arithmetic::Add(sums[r], steps.a.At(r, s), right);
   }
   if constexpr (kOneScale) {
-    Vector scale = steps.lines[0].Scale(column), zero_point = steps.lines[0].ZeroPoint(column);
+    const Line& line = steps.lines[0];
+    Vector scale = line.Scale(column), before[R];
+    if (line.zero_points) {
+      Vector zero_point = line.ZeroPoint(column);
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r)
-      sums[r] = (sums[r] - steps.totals[r] * zero_point) * scale + (add ? Read<Vector>(c + r * c_row) : Vector{});
+      for (int r = 0; r < R; ++r) sums[r] -= steps.totals[r] * zero_point;
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) before[r] = add ? Read<Vector>(c + r * c_row) : Vector{};
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) sums[r] = sums[r] * scale + before[r];
   }
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) Write(c + r * c_row, sums[r]);
@@ -213,28 +238,27 @@ __attribute__((noinline)) void StreamEdge(Steps<Arithmetic, R, Line> steps, int 
   for (int r = 0; r < R; ++r) {
     Vector sums = add ? Read<Vector>(c + r * c_row, count) : Arithmetic::Start(steps.starts[r]);
     for (int s = 0; s < cells; ++s)
-      sums = Arithmetic::Add(sums, &steps.a[r][s], steps.lines[s].Load(column, count));
+      sums = Arithmetic::Add(sums, steps.a.At(r, s), steps.lines[s].Load(column, count));
     Write(c + r * c_row, sums, count);
   }
 }
 
 // c [R, n] = a b for few rows of a: kSteps cells down b at a time pass through the registers, never through memory.
 template <int R, typename B>
-void Stream(const Product<B>& p, float* c, int64_t c_row) {
+void Stream(const Product<B>& p, float* c, int64_t c_row, float* memory) {
   using Arithmetic = typename Product<B>::Arithmetic;
   using Line = decltype(Arithmetic::Down(p.b.matrix, 0, 0));
   constexpr int kSteps = Arithmetic::kSteps, kPerCell = Arithmetic::kPerCell, kNumbers = kSteps * kPerCell;
   for (int64_t k = 0; k < p.k; k += kNumbers) {
-    int64_t rows = std::min<int64_t>(kNumbers, p.k - k);
+    int64_t rows = std::min<int64_t>(kNumbers, p.k - k), cell = k / kPerCell % kDepth;
+    for (int r = 0; r < R && cell == 0; ++r)
+      ReadRow<Arithmetic>(p.a.From(r, k), std::min(kDepth * kPerCell, p.k - k), memory + r * kDepth);
     int cells = CellsOf<Arithmetic>(rows);
-    // No pointer to it is given away, so no write to c can change it: it may stay in registers.
-    Steps<Arithmetic, R, Line> steps;
+    Steps<Arithmetic, R, Line> steps{{memory + cell, cells}};  // no pointer to it is given away, as for FewCells
     for (int r = 0; r < R; ++r) {
-      float row[kSteps];
-      ReadRow<Arithmetic>(p.a.From(r, k), rows, row);
-      steps.totals[r] = 0;
-      for (int s = 0; s < cells; ++s) steps.totals[r] += steps.a[r][s] = row[s];
-      steps.starts[r] = k > 0 ? 0 : StartOf<Arithmetic>(p.a.From(r, 0), p.k);
+      if constexpr (B::kHasScales)
+        for (int s = 0; s < cells; ++s) steps.totals[r] += memory[r * kDepth + cell + s];
+      if (k == 0) steps.starts[r] = StartOf<Arithmetic>(p.a.From(r, 0), p.k);
     }
     for (int s = 0; s < cells; ++s)
       steps.lines[s] = Arithmetic::Down(p.b.matrix, p.b.part.row + k + s * kPerCell, rows - s * kPerCell);
@@ -249,9 +273,10 @@ void Stream(const Product<B>& p, float* c, int64_t c_row) {
 }
 
 template <typename B, int... R>
-void StreamRows(const Product<B>& p, float* c, int64_t c_row, std::integer_sequence<int, R...>) {
+void StreamRows(const Product<B>& p, float* c, int64_t c_row, float* memory,
+                std::integer_sequence<int, R...>) {
   static constexpr std::array<decltype(&Stream<1, B>), kFew> stream = {Stream<R + 1, B>...};
-  stream[p.m - 1](p, c, c_row);
+  stream[p.m - 1](p, c, c_row, memory);
 }
 
 template <typename B, typename Done>
@@ -259,7 +284,7 @@ void Run(const Product<B>& p, float* c, int64_t c_row, float* memory, const Done
   if (p.k && (p.m > kFew || !p.b.part.rows_are_depth || p.a.part.rows_are_depth))
     return MultiplyPanels(p, c, c_row, memory, done);
   for (int64_t i = 0; i < p.m && p.k == 0; ++i) std::fill_n(c + i * c_row, p.n, 0.0f);
-  if (p.k) StreamRows(p, c, c_row, std::make_integer_sequence<int, kFew>{});
+  if (p.k) StreamRows(p, c, c_row, memory, std::make_integer_sequence<int, kFew>{});
   done(0, p.m);
 }
 
