@@ -172,9 +172,9 @@ void MultiplyPanels(const Product<B>& p, float* c, int64_t c_row, float* memory,
 
 // The cells of R rows of a that some cells down b are multiplied with. As many as fit into registers are copied, for no
 // write to c can change a copy; more of them would only go from memory to memory.
-template <typename Arithmetic, int R>
+template <int R, int kSteps>
 struct FewCells {
-  float cells[R][Arithmetic::kSteps] = {};
+  float cells[R][kSteps] = {};
   FewCells(const float* a, int steps) {
     for (int r = 0; r < R; ++r)
       for (int s = 0; s < steps; ++s) cells[r][s] = a[r * kDepth + s];
@@ -182,7 +182,7 @@ struct FewCells {
   INLINE const float* At(int r, int s) const { return &cells[r][s]; }
 };
 
-template <typename Arithmetic, int R>
+template <int R>
 struct ManyCells {
   const float* a;
   ManyCells(const float* a, int) : a(a) {}
@@ -190,24 +190,24 @@ struct ManyCells {
 };
 
 // Some cells down b, those of a, the sum of each row of these, and where the first sums start.
-template <typename Arithmetic, int R, typename Line>
+template <int R, int kSteps, typename Line>
 struct Steps {
-  std::conditional_t<R * Arithmetic::kSteps <= kCopies, FewCells<Arithmetic, R>, ManyCells<Arithmetic, R>> a;
-  Line lines[Arithmetic::kSteps];
+  std::conditional_t<R * kSteps <= kCopies, FewCells<R, kSteps>, ManyCells<R>> a;
+  Line lines[kSteps];
   float totals[R];
   int32_t starts[R];
 };
 
 // Adds kSteps cells down b, each times its cell of a, to kLanes columns of the R rows of c, or writes them. Where the
 // rows of b are of one scale, their codes are added up first; then also the codes' slots in their bytes are known.
-template <typename Arithmetic, bool kOneScale, int R, typename Line>
-INLINE void StreamSteps(const Steps<Arithmetic, R, Line>& steps, int64_t column, float* c, int64_t c_row, bool add) {
+template <typename Arithmetic, bool kOneScale, int R, int kSteps, typename Line>
+INLINE void StreamSteps(const Steps<R, kSteps, Line>& steps, int64_t column, float* c, int64_t c_row, bool add) {
   Vector sums[R];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
     sums[r] = add && !kOneScale ? Read<Vector>(c + r * c_row) : Arithmetic::Start(steps.starts[r]);
 #pragma GCC unroll 16
-  for (int s = 0; s < Arithmetic::kSteps; ++s) {
+  for (int s = 0; s < kSteps; ++s) {
     Vector right;
     if constexpr (kOneScale) right = steps.lines[s - s % Line::kPerByte].Code(column, s % Line::kPerByte);
     else right = steps.lines[s].Load(column);
@@ -232,8 +232,8 @@ INLINE void StreamSteps(const Steps<Arithmetic, R, Line>& steps, int64_t column,
 }
 
 // The same at the edges: `count` columns and as many cells as there are.
-template <typename Arithmetic, int R, typename Line>
-__attribute__((noinline)) void StreamEdge(Steps<Arithmetic, R, Line> steps, int cells, int64_t column, int64_t count,
+template <typename Arithmetic, int R, int kSteps, typename Line>
+__attribute__((noinline)) void StreamEdge(Steps<R, kSteps, Line> steps, int cells, int64_t column, int64_t count,
                                           float* c, int64_t c_row, bool add) {
   for (int r = 0; r < R; ++r) {
     Vector sums = add ? Read<Vector>(c + r * c_row, count) : Arithmetic::Start(steps.starts[r]);
@@ -248,13 +248,14 @@ template <int R, typename B>
 void Stream(const Product<B>& p, float* c, int64_t c_row, float* memory) {
   using Arithmetic = typename Product<B>::Arithmetic;
   using Line = decltype(Arithmetic::Down(p.b.matrix, 0, 0));
-  constexpr int kSteps = Arithmetic::kSteps, kPerCell = Arithmetic::kPerCell, kNumbers = kSteps * kPerCell;
+  constexpr int kSteps = B::kHasScales ? 16 : Arithmetic::kSteps, kPerCell = Arithmetic::kPerCell;
+  constexpr int64_t kNumbers = kSteps * kPerCell;
   for (int64_t k = 0; k < p.k; k += kNumbers) {
     int64_t rows = std::min<int64_t>(kNumbers, p.k - k), cell = k / kPerCell % kDepth;
     for (int r = 0; r < R && cell == 0; ++r)
       ReadRow<Arithmetic>(p.a.From(r, k), std::min(kDepth * kPerCell, p.k - k), memory + r * kDepth);
     int cells = CellsOf<Arithmetic>(rows);
-    Steps<Arithmetic, R, Line> steps{{memory + cell, cells}};  // no pointer to it is given away, as for FewCells
+    Steps<R, kSteps, Line> steps{{memory + cell, cells}};  // no pointer to it is given away, as for FewCells
     for (int r = 0; r < R; ++r) {
       if constexpr (B::kHasScales)
         for (int s = 0; s < cells; ++s) steps.totals[r] += memory[r * kDepth + cell + s];
@@ -268,7 +269,7 @@ void Stream(const Product<B>& p, float* c, int64_t c_row, float* memory) {
         for (; j < whole; j += kLanes) StreamSteps<Arithmetic, true>(steps, column + j, c + j, c_row, k > 0);
     for (; j < whole; j += kLanes) StreamSteps<Arithmetic, false>(steps, column + j, c + j, c_row, k > 0);
     for (; j < p.n; j += kLanes)
-      StreamEdge(steps, cells, column + j, std::min<int64_t>(kLanes, p.n - j), c + j, c_row, k > 0);
+      StreamEdge<Arithmetic>(steps, cells, column + j, std::min<int64_t>(kLanes, p.n - j), c + j, c_row, k > 0);
   }
 }
 
