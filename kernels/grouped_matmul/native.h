@@ -198,37 +198,50 @@ struct Steps {
   int32_t starts[R];
 };
 
-// Adds kSteps cells down b, each times its cell of a, to kLanes columns of the R rows of c, or writes them. Where the
+// Adds kSteps cells down b, each times its cell of a, to kWidth vectors of the R rows of c, or writes them. Where the
 // rows of b are of one scale, their codes are added up first; then also the codes' slots in their bytes are known.
-template <typename Arithmetic, bool kOneScale, int R, int kSteps, typename Line>
+template <typename Arithmetic, bool kOneScale, int kWidth, int R, int kSteps, typename Line>
 INLINE void StreamSteps(const Steps<R, kSteps, Line>& steps, int64_t column, float* c, int64_t c_row, bool add) {
-  Vector sums[R];
+  Vector sums[R][kWidth];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
-    sums[r] = add && !kOneScale ? Read<Vector>(c + r * c_row) : Arithmetic::Start(steps.starts[r]);
+#pragma GCC unroll 4
+    for (int v = 0; v < kWidth; ++v)
+      sums[r][v] = add && !kOneScale ? Read<Vector>(c + r * c_row + v * kLanes) : Arithmetic::Start(steps.starts[r]);
 #pragma GCC unroll 16
   for (int s = 0; s < kSteps; ++s) {
-    Vector right;
-    if constexpr (kOneScale) right = steps.lines[s - s % Line::kPerByte].Code(column, s % Line::kPerByte);
-    else right = steps.lines[s].Load(column);
+    Vector right[kWidth];
+#pragma GCC unroll 4
+    for (int v = 0; v < kWidth; ++v) {
+      if constexpr (kOneScale)
+        right[v] = steps.lines[s - s % Line::kPerByte].Code(column + v * kLanes, s % Line::kPerByte);
+      else right[v] = steps.lines[s].Load(column + v * kLanes);
+    }
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) sums[r] = Arithmetic::Add(sums[r], steps.a.At(r, s), right);
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < kWidth; ++v) sums[r][v] = Arithmetic::Add(sums[r][v], steps.a.At(r, s), right[v]);
   }
   if constexpr (kOneScale) {
     const Line& line = steps.lines[0];
-    Vector scale = line.Scale(column), before[R];
-    if (line.zero_points) {
-      Vector zero_point = line.ZeroPoint(column);
+#pragma GCC unroll 4
+    for (int v = 0; v < kWidth; ++v) {
+      Vector scale = line.Scale(column + v * kLanes), before[R];
+      if (line.zero_points) {
+        Vector zero_point = line.ZeroPoint(column + v * kLanes);
 #pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) sums[r] -= steps.totals[r] * zero_point;
+        for (int r = 0; r < R; ++r) sums[r][v] -= steps.totals[r] * zero_point;
+      }
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) before[r] = add ? Read<Vector>(c + r * c_row + v * kLanes) : Vector{};
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) sums[r][v] = sums[r][v] * scale + before[r];
     }
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) before[r] = add ? Read<Vector>(c + r * c_row) : Vector{};
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) sums[r] = sums[r] * scale + before[r];
   }
 #pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) Write(c + r * c_row, sums[r]);
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < kWidth; ++v) Write(c + r * c_row + v * kLanes, sums[r][v]);
 }
 
 // The same at the edges: `count` columns and as many cells as there are.
@@ -263,11 +276,20 @@ void Stream(const Product<B>& p, float* c, int64_t c_row, float* memory) {
     }
     for (int s = 0; s < cells; ++s)
       steps.lines[s] = Arithmetic::Down(p.b.matrix, p.b.part.row + k + s * kPerCell, rows - s * kPerCell);
+    constexpr int kWidth = R * kSteps <= kCopies ? 1 : kVectors;  // a cell of a that is read again serves several
     int64_t j = 0, whole = rows == kNumbers ? p.n / kLanes * kLanes : 0, column = p.b.part.column;
-    if constexpr (B::kHasScales)
+    auto stream = [&](auto one_scale) {
+      constexpr bool kOneScale = decltype(one_scale)::value;
+      for (; j + kWidth * kLanes <= whole; j += kWidth * kLanes)
+        StreamSteps<Arithmetic, kOneScale, kWidth>(steps, column + j, c + j, c_row, k > 0);
+      for (; j < whole && kWidth > 1; j += kLanes)
+        StreamSteps<Arithmetic, kOneScale, 1>(steps, column + j, c + j, c_row, k > 0);
+    };
+    if constexpr (B::kHasScales) {
       if (whole && p.b.part.row % Line::kPerByte == 0 && Line::OneScale(steps.lines[0], steps.lines[kSteps - 1]))
-        for (; j < whole; j += kLanes) StreamSteps<Arithmetic, true>(steps, column + j, c + j, c_row, k > 0);
-    for (; j < whole; j += kLanes) StreamSteps<Arithmetic, false>(steps, column + j, c + j, c_row, k > 0);
+        stream(std::true_type{});
+    }
+    stream(std::false_type{});
     for (; j < p.n; j += kLanes)
       StreamEdge<Arithmetic>(steps, cells, column + j, std::min<int64_t>(kLanes, p.n - j), c + j, c_row, k > 0);
   }
