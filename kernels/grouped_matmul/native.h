@@ -244,7 +244,7 @@ INLINE void StreamSteps(const Steps<R, kSteps, Line>& steps, int64_t column, flo
     for (int v = 0; v < kWidth; ++v) Write(c + r * c_row + v * kLanes, sums[r][v]);
 }
 
-// The same at the edges: `count` columns and as many cells as there are.
+// The same at the edges: up to kLanes columns, and as many cells as there are.
 template <typename Arithmetic, int R, int kSteps, typename Line>
 __attribute__((noinline)) void StreamEdge(Steps<R, kSteps, Line> steps, int cells, int64_t column, int64_t count,
                                           float* c, int64_t c_row, bool add) {
@@ -276,17 +276,16 @@ void Stream(const Product<B>& p, float* c, int64_t c_row, float* memory) {
     }
     for (int s = 0; s < cells; ++s)
       steps.lines[s] = Arithmetic::Down(p.b.matrix, p.b.part.row + k + s * kPerCell, rows - s * kPerCell);
-    constexpr int kWidth = R * kSteps <= kCopies ? 1 : kVectors;  // a cell of a that is read again serves several
-    int64_t j = 0, whole = rows == kNumbers ? p.n / kLanes * kLanes : 0, column = p.b.part.column;
+    int64_t j = 0, whole = rows == kNumbers ? p.n : 0, column = p.b.part.column;
     auto stream = [&](auto one_scale) {
+      // A cell of a that is read again serves several vectors. Rows of several scales are rare.
       constexpr bool kOneScale = decltype(one_scale)::value;
+      constexpr int kWidth = R * kSteps <= kCopies || B::kHasScales != kOneScale ? 1 : kVectors;
       for (; j + kWidth * kLanes <= whole; j += kWidth * kLanes)
         StreamSteps<Arithmetic, kOneScale, kWidth>(steps, column + j, c + j, c_row, k > 0);
-      for (; j < whole && kWidth > 1; j += kLanes)
-        StreamSteps<Arithmetic, kOneScale, 1>(steps, column + j, c + j, c_row, k > 0);
     };
     if constexpr (B::kHasScales) {
-      if (whole && p.b.part.row % Line::kPerByte == 0 && Line::OneScale(steps.lines[0], steps.lines[kSteps - 1]))
+      if (p.b.part.row % Line::kPerByte == 0 && Line::OneScale(steps.lines[0], steps.lines[kSteps - 1]))
         stream(std::true_type{});
     }
     stream(std::false_type{});
