@@ -59,9 +59,9 @@ def grouped_matmul(
         w: one matrix per group [E, D, F], in the dtype of x; or packed, standing for that dtype.
         group_sizes: rows of each group [E], integers, not negative, together at most M.
         implementation: "native" (C++ on CPU; the default there), "blocked" (plain JAX, cost independent of E; the
-            default on CPU for packed x, and where there is no C++ compiler), "xla" (`jax.lax.ragged_dot`; the default
-            elsewhere), "mosaic_tpu" (Pallas for TPU; no default before a run on one), "reference" (E times the work, to
-            check others against); None: the platform's.
+            default on CPU where there is no C++ compiler, and for packed x where the CPU has no AVX512-VNNI), "xla"
+            (`jax.lax.ragged_dot`; the default elsewhere), "mosaic_tpu" (Pallas for TPU; no default before a run on
+            one), "reference" (E times the work, to check others against); None: the platform's.
 
     Returns:
         y [M, F] in the dtype of x; of packed rows in float32. Where `group_sizes` is traced, so that its values cannot

@@ -14,7 +14,7 @@ void Products(ffi::ThreadPool& pool, bool transposed, const ffi::AnyBuffer& x, c
               const ffi::AnyBuffer& sizes, ffi::Result<ffi::AnyBuffer>& result) {
   int64_t size = w.dimensions()[1] * w.dimensions()[2];
   auto matrix = [&](int64_t e) { return Matrix<Stored>(w, e * size); };
-  RowsTimesMatrices(pool, x, sizes, transposed, matrix, result);
+  RowsTimesMatrices(pool, LeftOf(x, false), sizes, transposed, matrix, result);
 }
 
 // dw[e] = x_e^T dy_e.
@@ -22,13 +22,12 @@ template <typename Stored>
 void Gradients(ffi::ThreadPool& pool, const ffi::AnyBuffer& x, const ffi::AnyBuffer& dy, const ffi::AnyBuffer& sizes,
                ffi::Result<ffi::AnyBuffer>& result) {
   Left left = LeftOf(x, true);
-  Side<Stored> right{Matrix<Stored>(dy), true};
+  Stored right = Matrix<Stored>(dy);
   Result dw = ResultOf(result);
   std::vector<Task<Stored>> groups;
   for (auto [start, size] : Groups(sizes, x.dimensions()[0])) {
     int64_t e = groups.size();
-    groups.push_back(
-        {{left.From(0, start), right.From(0, start), left.columns, dw.columns, size}, e * left.columns});
+    groups.push_back({{left.From(0, start), {right, {true, start}}, left.columns, dw.columns, size}, e * left.columns});
   }
   RunAll(pool, groups, dw);
 }

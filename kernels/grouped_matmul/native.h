@@ -18,240 +18,110 @@
 #include <cstring>
 #include <memory>
 #include <thread>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
+#include "native_panels.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace {
 
 namespace ffi = xla::ffi;
 
-// A vector register, and how many rows and vectors of c fit into the registers beside a row of b.
-#if defined(__AVX512F__)
-constexpr int kLanes = 16, kRows = 14, kVectors = 2;
-#elif defined(__AVX2__)
-constexpr int kLanes = 8, kRows = 6, kVectors = 2;
-#elif defined(__aarch64__)
-constexpr int kLanes = 4, kRows = 7, kVectors = 3;
-#else
-constexpr int kLanes = 4, kRows = 6, kVectors = 2;
-#endif
 constexpr int kColumns = kLanes * kVectors;
-constexpr int64_t kDepth = 512, kWide = 512 / kColumns * kColumns, kTall = 512;  // of a task's panels, at most
-constexpr int kFew = 8, kSteps = 8;  // rows of a that Stream takes at most, and rows of b that it reads at a time
+constexpr int64_t kDepth = 512, kWide = 512 / kColumns * kColumns, kTall = 512;  // cells of a task's panels, at most
+constexpr int kFew = 8, kCopies = 24;  // rows of a that Stream takes at most, and cells of a that it copies
 constexpr double kWorthAThread = 1e6;  // operations below which waking another thread costs more than it brings
 
-typedef float Vector __attribute__((vector_size(kLanes * 4)));
-typedef int32_t Integers __attribute__((vector_size(kLanes * 4)));
-typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
-typedef uint16_t Halves __attribute__((vector_size(kLanes * 2)));
-
-#define INLINE __attribute__((always_inline)) inline
-
-template <typename V, typename T>
-INLINE V Read(const T* from, int64_t count = kLanes) {
-  V v = {};
-  std::memcpy(&v, from, count == kLanes ? sizeof(V) : count * sizeof(T));
-  return v;
-}
-
-template <typename To, typename From>
-INLINE To Bits(From from) {
-  To to;
-  std::memcpy(&to, &from, sizeof(to));
-  return to;
-}
-
-// --- Matrices as they are stored: Row(i).Load(column, count) gives `count` numbers of a row, zeros beyond them.
-
-struct Float32 {
-  static constexpr bool kHasScales = false;
-  const float* data;
-  int64_t columns;
-
-  struct Line {
-    const float* from;
-    INLINE Vector Load(int64_t column, int64_t count = kLanes) const { return Read<Vector>(from + column, count); }
-  };
-  INLINE Line Row(int64_t row) const { return {data + row * columns}; }
-};
-
-struct BFloat16 {
-  static constexpr bool kHasScales = false;
-  const uint16_t* data;
-  int64_t columns;
-
-  struct Line {
-    const uint16_t* from;
-    INLINE Vector Load(int64_t column, int64_t count = kLanes) const {
-      return Bits<Vector>(__builtin_convertvector(Read<Halves>(from + column, count), Integers) << 16);
-    }
-  };
-  INLINE Line Row(int64_t row) const { return {data + row * columns}; }
-};
-
-INLINE void Write(float* to, Vector v, int64_t count = kLanes) {
-  std::memcpy(to, &v, count == kLanes ? sizeof(v) : count * sizeof(float));
-}
-
-void WriteRow(uint16_t* to, const float* from, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) {
-    uint32_t bits = Bits<uint32_t>(from[i]);
-    bool nan = (bits & 0x7fffffff) > 0x7f800000;
-    to[i] = nan ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;  // to nearest, ties to even
-  }
-}
-
-// --- Panels.
-
-// Exchanges the bit S of a number's row with that of its lane, in kLanes rows.
-template <int S, int... L>
-INLINE void ExchangeBit(Vector* rows, std::integer_sequence<int, L...>) {
-#pragma GCC unroll 16
-  for (int i = 0; i < kLanes; ++i) {
-    if (i & S) continue;
-    Vector a = rows[i], b = rows[i + S];
-#if defined(__clang__)
-    rows[i] = __builtin_shufflevector(a, b, (L & S ? kLanes + L - S : L)...);
-    rows[i + S] = __builtin_shufflevector(a, b, (L & S ? kLanes + L : L + S)...);
-#else
-    rows[i] = __builtin_shuffle(a, b, Integers{(L & S ? kLanes + L - S : L)...});
-    rows[i + S] = __builtin_shuffle(a, b, Integers{(L & S ? kLanes + L : L + S)...});
-#endif
-  }
-}
-
-INLINE void Transpose(Vector* rows) {
-  constexpr auto lanes = std::make_integer_sequence<int, kLanes>{};
-  ExchangeBit<1>(rows, lanes);
-  ExchangeBit<2>(rows, lanes);
-  if constexpr (kLanes > 4) ExchangeBit<4>(rows, lanes);
-  if constexpr (kLanes > 8) ExchangeBit<8>(rows, lanes);
-}
-
-// One side of a product: the part of a stored matrix from (row, column) on. Its stored rows run along the depth, or
-// across it, along the product's rows (of a) or columns (of b).
+// A stored matrix as the right side of a product.
 template <typename Stored>
-struct Side {
+struct Right {
   Stored matrix;
-  bool rows_are_depth;
-  int64_t row = 0, column = 0;
-
-  Side From(int64_t across, int64_t depth) const {
-    Side side = *this;
-    side.row += rows_are_depth ? depth : across;
-    side.column += rows_are_depth ? across : depth;
-    return side;
-  }
+  Part part;
 };
 
-template <bool kPanels, typename Stored>
-INLINE void PackRows(const Side<Stored>& side, int64_t across, int64_t depth, int64_t width, float* to) {
-  for (int64_t k = 0; k < depth; ++k) {
-    auto line = side.matrix.Row(side.row + k);
-    for (int64_t panel = 0; panel < across; panel += kPanels ? width : across)
-      for (int64_t i = 0; i < (kPanels ? std::min(width, across - panel) : across); i += kLanes) {
-        int64_t column = side.column + panel + i, stored = side.matrix.columns - column;
-        Write(to + panel * depth + k * width + i, stored >= kLanes ? line.Load(column) : line.Load(column, stored));
-      }
-  }
-}
-
-// Writes panels of `width` numbers across and `depth` deep, together `across` wide. A vector may reach past a panel's
-// width, into what is written next; so the memory needs a vector's room at its end.
-template <typename Stored>
-void Pack(const Side<Stored>& side, int64_t across, int64_t depth, int64_t width, float* to) {
-  if (side.rows_are_depth) return across > width ? PackRows<true>(side, across, depth, width, to)
-                                                 : PackRows<false>(side, across, depth, width, to);
-  for (int64_t i = 0; i < across; i += kLanes) {
-    int64_t place = i % width, lanes = place ? std::min<int64_t>(kLanes, width - place) : kLanes;
-    float* panel = to + i / width * depth * width + place;  // what was written before it must stay
-    decltype(side.matrix.Row(0)) lines[kLanes];
-    for (int64_t r = 0; r < kLanes; ++r) lines[r] = side.matrix.Row(side.row + std::min(i + r, across - 1));
-    for (int64_t k = 0; k < depth; k += kLanes, panel += kLanes * width) {
-      int64_t column = side.column + k, count = std::min<int64_t>(kLanes, depth - k);
-      Vector rows[kLanes];
-#pragma GCC unroll 16
-      for (int r = 0; r < kLanes; ++r) rows[r] = count == kLanes ? lines[r].Load(column) : lines[r].Load(column, count);
-      Transpose(rows);
-      if (count == kLanes && lanes == kLanes) {
-#pragma GCC unroll 16
-        for (int r = 0; r < kLanes; ++r) Write(panel + r * width, rows[r]);
-      } else {
-        for (int64_t r = 0; r < count; ++r) Write(panel + r * width, rows[r], lanes);
-      }
-    }
-  }
-}
-
-// Rows of x or of a gradient, from (row, column) on: float32, or bfloat16 where `half`.
+// Rows of x or of a gradient, whose numbers `type` says.
 struct Left {
   const void* data;
-  bool half;
+  ffi::DataType type;
   int64_t columns;
-  bool rows_are_depth;
-  int64_t row = 0, column = 0;
+  Part part;
+  const float* scales = nullptr;  // of rows of int8
 
-  template <typename F>
-  auto As(const F& use) const {
-    if (half) return use(Side<BFloat16>{{static_cast<const uint16_t*>(data), columns}, rows_are_depth, row, column});
-    return use(Side<Float32>{{static_cast<const float*>(data), columns}, rows_are_depth, row, column});
-  }
-  Left From(int64_t across, int64_t depth) const {
-    return As([&](auto side) {
-      side = side.From(across, depth);
-      return Left{data, half, columns, rows_are_depth, side.row, side.column};
-    });
+  Left From(int64_t across, int64_t depth) const { return {data, type, columns, part.From(across, depth), scales}; }
+
+  // Calls use(matrix). Cells of several numbers are of one type, floats are read from both.
+  template <typename Arithmetic, typename F>
+  void As(const F& use) const {
+    if constexpr (Arithmetic::kPerCell == 4) return use(Int8{static_cast<const int8_t*>(data), columns, scales});
+    else if constexpr (Arithmetic::kPerCell == 2) return use(BFloat16{static_cast<const uint16_t*>(data), columns});
+    else if (type == ffi::BF16) return use(BFloat16{static_cast<const uint16_t*>(data), columns});
+    else return use(Float32{static_cast<const float*>(data), columns});
   }
 };
 
+// Writes the cells of `count` numbers of the first row.
+template <typename Arithmetic>
 void ReadRow(const Left& left, int64_t count, float* to) {
-  constexpr int kPart = kSteps < kLanes ? kSteps : kLanes;  // a copy of constant size is a move between registers
-  left.As([&](const auto& side) {
-    auto line = side.matrix.Row(side.row);
-    int64_t i = 0;
-    for (; i + kPart <= count; i += kPart) Write(to + i, line.Load(side.column + i, kPart), kPart);
-    if (i < count) Write(to + i, line.Load(side.column + i, count - i), count - i);
+  constexpr int kNumbers = kLanes * Arithmetic::kPerCell;
+  left.As<Arithmetic>([&](const auto& matrix) {
+    auto line = Arithmetic::Along(matrix, left.part.row);
+    int64_t i = 0, column = left.part.column;
+    for (; i + kNumbers <= count; i += kNumbers, to += kLanes) Write(to, line.Load(column + i));
+    if (i < count) Write(to, line.Load(column + i, count - i), CellsOf<Arithmetic>(count - i));
   });
+}
+
+// Where the sums of a row of a start that is `depth` deep: see Fours.
+template <typename Arithmetic>
+int32_t StartOf(const Left& left, int64_t depth) {
+  if constexpr (Arithmetic::kPerCell < 4) return 0;
+  auto codes = static_cast<const int8_t*>(left.data) + left.part.row * left.columns + left.part.column;
+  uint32_t sum = 0;  // unsigned, for it may leave int32 on its way
+  for (int64_t k = 0; k < depth; ++k) sum += codes[k];
+  return static_cast<int32_t>(-128 * sum);
 }
 
 // --- Products.
 
-template <int R>
-void Multiply(const float* a, const float* b, int64_t depth, float* c, int64_t c_row, bool add) {
-  Vector sum[R][kVectors];
+// c = a b for R rows and kColumns columns, or where `starts` is null c += a b.
+template <typename Arithmetic, int R>
+void Multiply(const float* a, const float* b, int64_t cells, float* c, int64_t c_row, const int32_t* starts) {
+  Vector sums[R][kVectors];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) sum[r][v] = add ? Read<Vector>(c + r * c_row + v * kLanes) : Vector{};
-  for (int64_t k = 0; k < depth; ++k, a += R, b += kColumns) {
+    for (int v = 0; v < kVectors; ++v)
+      sums[r][v] = starts ? Arithmetic::Start(starts[r]) : Read<Vector>(c + r * c_row + v * kLanes);
+  for (int64_t k = 0; k < cells; ++k, a += R, b += kColumns) {
     Vector right[kVectors];
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) right[v] = Read<Vector>(b + v * kLanes);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) sum[r][v] += a[r] * right[v];
+      for (int v = 0; v < kVectors; ++v) sums[r][v] = Arithmetic::Add(sums[r][v], a + r, right[v]);
   }
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) Write(c + r * c_row + v * kLanes, sum[r][v]);
+    for (int v = 0; v < kVectors; ++v) Write(c + r * c_row + v * kLanes, sums[r][v]);
 }
 
-template <int... R>
-void MultiplyRows(int64_t rows, const float* a, const float* b, int64_t depth, float* c, int64_t c_row, bool add,
-                  std::integer_sequence<int, R...>) {
-  static constexpr std::array<decltype(&Multiply<1>), kRows> multiply = {Multiply<R + 1>...};
-  multiply[rows - 1](a, b, depth, c, c_row, add);
+template <typename Arithmetic, int... R>
+void MultiplyRows(int64_t rows, const float* a, const float* b, int64_t cells, float* c, int64_t c_row,
+                  const int32_t* starts, std::integer_sequence<int, R...>) {
+  static constexpr std::array<decltype(&Multiply<Arithmetic, 1>), kRows> multiply = {Multiply<Arithmetic, R + 1>...};
+  multiply[rows - 1](a, b, cells, c, c_row, starts);
 }
 
 // c = a b, with m rows of a and c, n columns of b and c, depth k.
 template <typename B>
 struct Product {
+  using Arithmetic = typename ArithmeticOf<B>::Type;
   Left a;
-  Side<B> b;
+  Right<B> b;
   int64_t m, n, k;
 };
 
@@ -262,18 +132,26 @@ float* Memory(int64_t size) {
   return reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64);
 }
 
-constexpr int64_t kPanels = kDepth * (kWide + kRows) + kLanes;  // numbers that MultiplyPanels packs at a time
+constexpr int64_t kPanels = kDepth * (kWide + kRows) + kLanes;  // cells that MultiplyPanels packs at a time
 
-// c in rows of c_row numbers; n fits into the panels' memory.
-template <typename B>
-void MultiplyPanels(const Product<B>& p, float* c, int64_t c_row, float* memory) {
+// Sums in rows of c_row numbers; done(i, rows) is called when those of `rows` rows from i on are complete. The product
+// fits into the panels' memory.
+template <typename B, typename Done>
+void MultiplyPanels(const Product<B>& p, float* c, int64_t c_row, float* memory, const Done& done) {
+  using Arithmetic = typename Product<B>::Arithmetic;
+  constexpr int64_t kNumbers = kDepth * Arithmetic::kPerCell;
   float edge[kRows * kColumns], *panels = memory, *panel = memory + kDepth * kWide;
-  for (int64_t k = 0; k < p.k; k += kDepth) {
-    int64_t depth = std::min(kDepth, p.k - k), blocks = (p.m + kRows - 1) / kRows;
-    Pack(p.b.From(0, k), p.n, depth, kColumns, panels);
+  for (int64_t k = 0; k < p.k; k += kNumbers) {
+    int64_t depth = std::min(kNumbers, p.k - k), cells = CellsOf<Arithmetic>(depth);
+    int64_t blocks = (p.m + kRows - 1) / kRows;
+    Pack<Arithmetic>(p.b.matrix, p.b.part.From(0, k), p.n, depth, kColumns, panels);
     for (int64_t block = 0; block < blocks; ++block) {
       int64_t i = p.m * block / blocks, rows = p.m * (block + 1) / blocks - i;
-      p.a.From(i, k).As([&](const auto& side) { Pack(side, rows, depth, rows, panel); });
+      int32_t starts[kRows];
+      for (int64_t r = 0; r < rows && k == 0; ++r) starts[r] = StartOf<Arithmetic>(p.a.From(i + r, 0), p.k);
+      p.a.template As<Arithmetic>([&](const auto& matrix) {
+        Pack<Arithmetic>(matrix, p.a.part.From(i, k), rows, depth, rows, panel);
+      });
       for (int64_t j = 0; j < p.n; j += kColumns) {
         int64_t columns = std::min<int64_t>(kColumns, p.n - j);
         float *to = c + i * c_row + j, *target = columns == kColumns ? to : edge;
@@ -283,91 +161,153 @@ void MultiplyPanels(const Product<B>& p, float* c, int64_t c_row, float* memory)
             std::memcpy(into + r * into_row, from + r * from_row, columns * sizeof(float));
         };
         copy(target, target_row, to, c_row);
-        MultiplyRows(rows, panel, panels + j * depth, depth, target, target_row, k > 0,
-                     std::make_integer_sequence<int, kRows>{});
+        MultiplyRows<Arithmetic>(rows, panel, panels + j * cells, cells, target, target_row, k > 0 ? nullptr : starts,
+                                 std::make_integer_sequence<int, kRows>{});
         copy(to, c_row, target, target_row);
       }
+      if (k + kNumbers >= p.k) done(i, rows);
     }
   }
 }
 
-// Some rows of b, and the columns of R rows of a that they are multiplied with.
-template <int R, typename Line>
-struct Steps {
-  float a[R][kSteps];
-  Line lines[kSteps];
+// The cells of R rows of a that some cells down b are multiplied with. As many as fit into registers are copied, for no
+// write to c can change a copy; more of them would only go from memory to memory.
+template <int R, int kSteps>
+struct FewCells {
+  float cells[R][kSteps] = {};
+  FewCells(const float* a, int steps) {
+    for (int r = 0; r < R; ++r)
+      for (int s = 0; s < steps; ++s) cells[r][s] = a[r * kDepth + s];
+  }
+  INLINE const float* At(int r, int s) const { return &cells[r][s]; }
 };
 
-// Adds kSteps rows of b, each times its column of a, to kLanes columns of the R rows of c, or writes them. Where the
-// rows of b are of one scale, their codes are added up first.
-template <bool kOneScale, int R, typename Line>
-INLINE void StreamSteps(const Steps<R, Line>& steps, int64_t column, float* c, int64_t c_row, bool add) {
-  Vector sum[R];
+template <int R>
+struct ManyCells {
+  const float* a;
+  ManyCells(const float* a, int) : a(a) {}
+  INLINE const float* At(int r, int s) const { return a + r * kDepth + s; }
+};
+
+// Some cells down b, those of a, the sum of each row of these, and where the first sums start.
+template <int R, int kSteps, typename Line>
+struct Steps {
+  std::conditional_t<R * kSteps <= kCopies, FewCells<R, kSteps>, ManyCells<R>> a;
+  Line lines[kSteps];
+  float totals[R];
+  int32_t starts[R];
+};
+
+// Adds kSteps cells down b, each times its cell of a, to kWidth vectors of the R rows of c, or writes them. Where the
+// rows of b are of one scale, their codes are added up first; then also the codes' slots in their bytes are known.
+template <typename Arithmetic, bool kOneScale, int kWidth, int R, int kSteps, typename Line>
+INLINE void StreamSteps(const Steps<R, kSteps, Line>& steps, int64_t column, float* c, int64_t c_row, bool add) {
+  Vector sums[R][kWidth];
 #pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) sum[r] = add && !kOneScale ? Read<Vector>(c + r * c_row) : Vector{};
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < kWidth; ++v)
+      sums[r][v] = add && !kOneScale ? Read<Vector>(c + r * c_row + v * kLanes) : Arithmetic::Start(steps.starts[r]);
 #pragma GCC unroll 16
   for (int s = 0; s < kSteps; ++s) {
-    Vector right;
-    if constexpr (kOneScale) right = steps.lines[s].Code(column);
-    else right = steps.lines[s].Load(column);
+    Vector right[kWidth];
+#pragma GCC unroll 4
+    for (int v = 0; v < kWidth; ++v) {
+      if constexpr (kOneScale)
+        right[v] = steps.lines[s - s % Line::kPerByte].Code(column + v * kLanes, s % Line::kPerByte);
+      else right[v] = steps.lines[s].Load(column + v * kLanes);
+    }
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) sum[r] += steps.a[r][s] * right;
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < kWidth; ++v) sums[r][v] = Arithmetic::Add(sums[r][v], steps.a.At(r, s), right[v]);
   }
   if constexpr (kOneScale) {
-    Vector scale = steps.lines[0].Scale(column);
+    const Line& line = steps.lines[0];
+#pragma GCC unroll 4
+    for (int v = 0; v < kWidth; ++v) {
+      Vector scale = line.Scale(column + v * kLanes), before[R];
+      if (line.zero_points) {
+        Vector zero_point = line.ZeroPoint(column + v * kLanes);
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) sum[r] = sum[r] * scale + (add ? Read<Vector>(c + r * c_row) : Vector{});
-  }
+        for (int r = 0; r < R; ++r) sums[r][v] -= steps.totals[r] * zero_point;
+      }
 #pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) Write(c + r * c_row, sum[r]);
-}
-
-// The same at the edges: `count` columns and as many rows of b as there are.
-template <int R, typename Line>
-__attribute__((noinline)) void StreamEdge(Steps<R, Line> steps, int rows, int64_t column, int64_t count, float* c,
-                                          int64_t c_row, bool add) {
-  for (int r = 0; r < R; ++r) {
-    Vector sum = add ? Read<Vector>(c + r * c_row, count) : Vector{};
-    for (int s = 0; s < rows; ++s) sum += steps.a[r][s] * steps.lines[s].Load(column, count);
-    Write(c + r * c_row, sum, count);
-  }
-}
-
-// c [R, n] = a b for few rows of a: kSteps rows of b at a time pass through the registers, never through memory.
-template <int R, typename B>
-void Stream(const Product<B>& p, float* c, int64_t c_row) {
-  using Line = decltype(p.b.matrix.Row(0));
-  for (int64_t k = 0; k < p.k; k += kSteps) {
-    int rows = std::min<int64_t>(kSteps, p.k - k);
-    Steps<R, Line> steps;  // no pointer to it is given away, so no write to c can change it: it may stay in registers
-    for (int r = 0; r < R; ++r) {
-      float row[kSteps];
-      ReadRow(p.a.From(r, k), rows, row);
-      for (int s = 0; s < rows; ++s) steps.a[r][s] = row[s];
+      for (int r = 0; r < R; ++r) before[r] = add ? Read<Vector>(c + r * c_row + v * kLanes) : Vector{};
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) sums[r][v] = sums[r][v] * scale + before[r];
     }
-    for (int s = 0; s < rows; ++s) steps.lines[s] = p.b.matrix.Row(p.b.row + k + s);
-    int64_t j = 0, whole = rows == kSteps ? p.n / kLanes * kLanes : 0;
-    if constexpr (B::kHasScales)
-      if (whole && Line::OneScale(steps.lines[0], steps.lines[kSteps - 1]))
-        for (; j < whole; j += kLanes) StreamSteps<true>(steps, p.b.column + j, c + j, c_row, k > 0);
-    for (; j < whole; j += kLanes) StreamSteps<false>(steps, p.b.column + j, c + j, c_row, k > 0);
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < kWidth; ++v) Write(c + r * c_row + v * kLanes, sums[r][v]);
+}
+
+// The same at the edges: up to kLanes columns, and as many cells as there are.
+template <typename Arithmetic, int R, int kSteps, typename Line>
+__attribute__((noinline)) void StreamEdge(Steps<R, kSteps, Line> steps, int cells, int64_t column, int64_t count,
+                                          float* c, int64_t c_row, bool add) {
+  for (int r = 0; r < R; ++r) {
+    Vector sums = add ? Read<Vector>(c + r * c_row, count) : Arithmetic::Start(steps.starts[r]);
+    for (int s = 0; s < cells; ++s)
+      sums = Arithmetic::Add(sums, steps.a.At(r, s), steps.lines[s].Load(column, count));
+    Write(c + r * c_row, sums, count);
+  }
+}
+
+// c [R, n] = a b for few rows of a: kSteps cells down b at a time pass through the registers, never through memory.
+template <int R, typename B>
+void Stream(const Product<B>& p, float* c, int64_t c_row, float* memory) {
+  using Arithmetic = typename Product<B>::Arithmetic;
+  using Line = decltype(Arithmetic::Down(p.b.matrix, 0, 0));
+  constexpr int kSteps = B::kHasScales ? 16 : Arithmetic::kSteps, kPerCell = Arithmetic::kPerCell;
+  constexpr int64_t kNumbers = kSteps * kPerCell;
+  for (int64_t k = 0; k < p.k; k += kNumbers) {
+    int64_t rows = std::min<int64_t>(kNumbers, p.k - k), cell = k / kPerCell % kDepth;
+    for (int r = 0; r < R && cell == 0; ++r)
+      ReadRow<Arithmetic>(p.a.From(r, k), std::min(kDepth * kPerCell, p.k - k), memory + r * kDepth);
+    int cells = CellsOf<Arithmetic>(rows);
+    Steps<R, kSteps, Line> steps{{memory + cell, cells}};  // no pointer to it is given away, as for FewCells
+    for (int r = 0; r < R; ++r) {
+      if constexpr (B::kHasScales)
+        for (int s = 0; s < cells; ++s) steps.totals[r] += memory[r * kDepth + cell + s];
+      if (k == 0) steps.starts[r] = StartOf<Arithmetic>(p.a.From(r, 0), p.k);
+    }
+    for (int s = 0; s < cells; ++s)
+      steps.lines[s] = Arithmetic::Down(p.b.matrix, p.b.part.row + k + s * kPerCell, rows - s * kPerCell);
+    int64_t j = 0, whole = rows == kNumbers ? p.n : 0, column = p.b.part.column;
+    auto stream = [&](auto one_scale) {
+      // A cell of a that is read again serves several vectors. Rows of several scales are rare.
+      constexpr bool kOneScale = decltype(one_scale)::value;
+      constexpr int kWidth = R * kSteps <= kCopies || B::kHasScales != kOneScale ? 1 : kVectors;
+      for (; j + kWidth * kLanes <= whole; j += kWidth * kLanes)
+        StreamSteps<Arithmetic, kOneScale, kWidth>(steps, column + j, c + j, c_row, k > 0);
+    };
+    if constexpr (B::kHasScales) {
+      if (p.b.part.row % Line::kPerByte == 0 && Line::OneScale(steps.lines[0], steps.lines[kSteps - 1]))
+        stream(std::true_type{});
+    }
+    stream(std::false_type{});
     for (; j < p.n; j += kLanes)
-      StreamEdge(steps, rows, p.b.column + j, std::min<int64_t>(kLanes, p.n - j), c + j, c_row, k > 0);
+      StreamEdge<Arithmetic>(steps, cells, column + j, std::min<int64_t>(kLanes, p.n - j), c + j, c_row, k > 0);
   }
 }
 
 template <typename B, int... R>
-void StreamRows(const Product<B>& p, float* c, int64_t c_row, std::integer_sequence<int, R...>) {
+void StreamRows(const Product<B>& p, float* c, int64_t c_row, float* memory,
+                std::integer_sequence<int, R...>) {
   static constexpr std::array<decltype(&Stream<1, B>), kFew> stream = {Stream<R + 1, B>...};
-  stream[p.m - 1](p, c, c_row);
+  stream[p.m - 1](p, c, c_row, memory);
 }
 
-template <typename B>
-void Run(const Product<B>& p, float* c, int64_t c_row, float* memory) {
-  if (p.m <= kFew && p.b.rows_are_depth && !p.a.rows_are_depth)
-    return StreamRows(p, c, c_row, std::make_integer_sequence<int, kFew>{});
+template <typename B, typename Done>
+void Run(const Product<B>& p, float* c, int64_t c_row, float* memory, const Done& done) {
+  if (p.k && (p.m > kFew || !p.b.part.rows_are_depth || p.a.part.rows_are_depth))
+    return MultiplyPanels(p, c, c_row, memory, done);
   for (int64_t i = 0; i < p.m && p.k == 0; ++i) std::fill_n(c + i * c_row, p.n, 0.0f);
-  MultiplyPanels(p, c, c_row, memory);
+  if (p.k) StreamRows(p, c, c_row, memory, std::make_integer_sequence<int, kFew>{});
+  done(0, p.m);
 }
 
 // --- Tasks.
@@ -406,6 +346,19 @@ struct Result {
   uint16_t* Half(int64_t row, int64_t column) const { return static_cast<uint16_t*>(data) + row * columns + column; }
 };
 
+void WriteRow(uint16_t* to, const float* from, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    uint32_t bits = Bits<uint32_t>(from[i]);
+    bool nan = (bits & 0x7fffffff) > 0x7f800000;
+    to[i] = nan ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;  // to nearest, ties to even
+  }
+}
+
+// Makes numbers of a row of sums of integers, in place.
+void ScaleRow(float* row, float row_scale, const float* scales, int64_t count) {
+  for (int64_t j = 0; j < count; ++j) row[j] = static_cast<float>(Bits<int32_t>(row[j])) * row_scale * scales[j];
+}
+
 template <typename B>
 void RunAll(ffi::ThreadPool& pool, const std::vector<Task<B>>& groups, const Result& result) {
   std::vector<Task<B>> tasks;
@@ -413,21 +366,29 @@ void RunAll(ffi::ThreadPool& pool, const std::vector<Task<B>>& groups, const Res
   for (const auto& [p, row, column] : groups) {
     operations += 2.0 * p.m * p.n * p.k;
     // As wide as the panels' memory allows: two threads that touch a new page at the same time hold each other up.
-    int64_t limit = kDepth * kWide / std::clamp<int64_t>(p.k, 1, kDepth) / kColumns * kColumns;
+    int64_t cells = CellsOf<typename Product<B>::Arithmetic>(p.k);
+    int64_t limit = kDepth * kWide / std::clamp<int64_t>(cells, 1, kDepth) / kColumns * kColumns;
     int64_t wide = std::min(limit, (p.n + kColumns - 1) / kColumns * kColumns);
     int64_t tall = std::min(kTall, kTall * kWide / wide);
     for (int64_t i = 0; i < p.m; i += tall)
       for (int64_t j = 0; j < p.n; j += wide)
-        tasks.push_back({{p.a.From(i, 0), p.b.From(j, 0), std::min(tall, p.m - i), std::min(wide, p.n - j), p.k},
+        tasks.push_back({{p.a.From(i, 0), {p.b.matrix, p.b.part.From(j, 0)}, std::min(tall, p.m - i),
+                          std::min(wide, p.n - j), p.k},
                          row + i, column + j});
   }
   int64_t threads = operations < kWorthAThread ? 1 : pool.num_threads();
   ForEach(pool, threads, tasks.size(), [&](int64_t index) {
     const auto& [p, row, column] = tasks[index];
     float *memory = Memory(kPanels + kTall * kWide), *sums = memory + kPanels;
-    if (!result.half) return Run(p, result.Float(row, column), result.columns, memory);
-    Run(p, sums, p.n, memory);
-    for (int64_t i = 0; i < p.m; ++i) WriteRow(result.Half(row + i, column), sums + i * p.n, p.n);
+    if (result.half)
+      return Run(p, sums, p.n, memory, [&](int64_t first, int64_t rows) {
+        for (int64_t i = first; i < first + rows; ++i) WriteRow(result.Half(row + i, column), sums + i * p.n, p.n);
+      });
+    Run(p, result.Float(row, column), result.columns, memory, [&](int64_t first, int64_t rows) {
+      if constexpr (std::is_same_v<B, Int8>)
+        for (int64_t i = first; i < first + rows; ++i)
+          ScaleRow(result.Float(row + i, column), p.a.scales[p.a.part.row + i], p.b.matrix.scales + p.b.part.column, p.n);
+    });
   });
 }
 
@@ -445,7 +406,7 @@ std::vector<std::pair<int64_t, int64_t>> Groups(const ffi::AnyBuffer& sizes, int
 }
 
 Left LeftOf(const ffi::AnyBuffer& x, bool rows_are_depth) {
-  return {x.untyped_data(), x.element_type() == ffi::BF16, x.dimensions()[1], rows_are_depth};
+  return {x.untyped_data(), x.element_type(), x.dimensions()[1], {rows_are_depth}};
 }
 
 // Where matrices lie one after the other, the result is all their rows.
@@ -457,15 +418,14 @@ Result ResultOf(ffi::Result<ffi::AnyBuffer>& result) {
 
 // y[i] = x[i] w[e], or x[i] w[e]^T, for the rows i of each group e; matrix(e) is w[e] as it is stored.
 template <typename Matrix>
-void RowsTimesMatrices(ffi::ThreadPool& pool, const ffi::AnyBuffer& x, const ffi::AnyBuffer& sizes, bool transposed,
+void RowsTimesMatrices(ffi::ThreadPool& pool, const Left& left, const ffi::AnyBuffer& sizes, bool transposed,
                        const Matrix& matrix, ffi::Result<ffi::AnyBuffer>& result) {
-  Left left = LeftOf(x, false);
   Result y = ResultOf(result);
   int64_t end = 0;
   std::vector<Task<decltype(matrix(0))>> groups;
   for (auto [start, size] : Groups(sizes, y.rows)) {
     int64_t e = groups.size();
-    groups.push_back({{left.From(start, 0), {matrix(e), !transposed}, size, y.columns, left.columns}, start});
+    groups.push_back({{left.From(start, 0), {matrix(e), {!transposed}}, size, y.columns, left.columns}, start});
     end = start + size;
   }
   int64_t rest = (y.rows - end) * y.columns;

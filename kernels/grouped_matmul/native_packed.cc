@@ -7,16 +7,7 @@
 
 namespace {
 
-typedef int8_t SignedBytes __attribute__((vector_size(kLanes)));
-typedef int16_t SignedHalves __attribute__((vector_size(kLanes * 2)));
 INLINE Vector Numbers(Integers codes) { return __builtin_convertvector(codes, Vector); }
-// By way of 16 bits: GCC widens fourfold one lane after the other.
-INLINE Integers Wide(Bytes bytes) {
-  return __builtin_convertvector(__builtin_convertvector(bytes, Halves), Integers);
-}
-INLINE Integers Signed(Bytes bytes) {
-  return __builtin_convertvector(__builtin_convertvector(Bits<SignedBytes>(bytes), SignedHalves), Integers);
-}
 INLINE Vector Select(Integers mask, Vector yes, Vector no) {
   return Bits<Vector>((mask & Bits<Integers>(yes)) | (~mask & Bits<Integers>(no)));
 }
@@ -29,8 +20,9 @@ struct Integer {
   static constexpr int kScaleBytes = 4;
   static INLINE Vector Decode(Bytes bytes, int slot) {
     if constexpr (kBits == 8) return Numbers(Signed(bytes));
+    if (slot == kPerByte - 1) return Numbers(Signed(bytes) >> (8 - kBits));
     // Up to the highest bits and back down: the shift down repeats the sign.
-    return Numbers(Wide(bytes) << (32 - kBits * (slot + 1)) >> (32 - kBits));
+    return Numbers(Signed(bytes) << (32 - kBits * (slot + 1)) >> (32 - kBits));
   }
 };
 
@@ -89,15 +81,19 @@ struct Packed {
   int64_t columns, group;
 
   struct Line {
+    static constexpr int kPerByte = Format::kPerByte;
     const uint8_t *codes, *scales;
     const int8_t* zero_points;
-    int slot;
+    int own_slot;
     INLINE Vector Load(int64_t column, int64_t count = kLanes) const {
-      return Code(column, count) * Scale(column, count);
+      return (Code(column, own_slot, count) - ZeroPoint(column, count)) * Scale(column, count);
     }
-    INLINE Vector Code(int64_t column, int64_t count = kLanes) const {
-      Vector code = Format::Decode(Read<Bytes>(codes + column, count), slot);
-      return zero_points ? code - Numbers(Signed(Read<Bytes>(zero_points + column, count))) : code;
+    // Also of the neighbours that share the row's bytes, for who knows the slot.
+    INLINE Vector Code(int64_t column, int slot, int64_t count = kLanes) const {
+      return Format::Decode(Read<Bytes>(codes + column, count), slot);
+    }
+    INLINE Vector ZeroPoint(int64_t column, int64_t count = kLanes) const {
+      return zero_points ? Numbers(Signed(Read<Bytes>(zero_points + column, count))) : Vector{};
     }
     INLINE Vector Scale(int64_t column, int64_t count = kLanes) const {
       if constexpr (Format::kScaleBytes == 4)
@@ -128,7 +124,7 @@ ffi::Error RowsTimesPacked(ffi::ThreadPool pool, bool transposed, int64_t group_
     return Packed<FORMAT>{codes_data + e * size, scales_data + e * scale_size * FORMAT::kScaleBytes,
                           with_zero_points ? zero_points_data + e * scale_size : nullptr, columns, group_size};
   };
-  RowsTimesMatrices(pool, x, sizes, transposed, matrix, result);
+  RowsTimesMatrices(pool, LeftOf(x, false), sizes, transposed, matrix, result);
   return ffi::Error::Success();
 }
 
