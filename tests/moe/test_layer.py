@@ -415,3 +415,19 @@ def test_an_expert_that_does_not_exist_is_nobody(dispatcher, key):
     for stranger in (-1, E + 5):
         layer.router = send(0, stranger, 3, 2)
         np.testing.assert_array_equal(layer(x)[0], expected)
+
+
+@pytest.mark.parametrize("dispatcher", [DroplessDispatcher(), CapacityDispatcher()])
+def test_the_program_of_a_layer_and_its_gradient_is_as_long_for_many_experts_and_choices(dispatcher, operations):
+    def length(experts, k):
+        config = MoE(experts=experts, router=TopK(k=k), expert=SwiGLU(hidden=F), dispatcher=dispatcher)
+        graph, params, rest = nnx.split(config.build(width=D, key=jax.random.key(1)), nnx.Param, ...)
+
+        def loss(params, x):
+            y, stats = nnx.merge(graph, params, rest)(x)
+            return y.sum() + stats.loss
+
+        # 4,096 tokens: few assignments would be sorted another way than many.
+        return operations(jax.grad(loss), params, jnp.ones((4096, D)))
+
+    assert length(64, 8) == length(8, 2)

@@ -264,3 +264,13 @@ def test_tokens_of_spells_out_the_token_major_order():
 
     np.testing.assert_array_equal(tokens_of(routing(None)), [0, 0, 1, 1, 2, 2])
     np.testing.assert_array_equal(tokens_of(routing(jnp.array([2, 1, 0, 0, 1, 2]))), [2, 1, 0, 0, 1, 2])
+
+
+@every_router
+def test_the_program_is_as_long_for_many_experts(case, operations):
+    def length(experts):
+        router = case.config.build(width=D, experts=experts, key=jax.random.key(3))
+        context = TRAINING._replace(token_ids=jnp.zeros(128, jnp.int32), sequence_length=128)
+        return operations(lambda x: router(x, context)[0], jnp.ones((128, D)))
+
+    assert length(32) == length(8)
