@@ -32,12 +32,14 @@ def grouped_matmul_native(
     x: Float[Array, "M D"] | QuantizedRows, w: Float[Array, "E D F"] | Quantized, group_sizes: Int[Array, " E"]
 ) -> Float[Array, "M F"]:
     """See `grouped_matmul`. Under vmap, one after the other."""
-    packed_rows = isinstance(x, QuantizedRows)
     with _first_use:
-        defect = _defect(w.format if isinstance(w, Quantized) else None, packed_rows)
+        defect = _defect(w.format if isinstance(w, Quantized) else None, isinstance(x, QuantizedRows))
     if defect:
         raise NotImplementedError(defect)
-    return _integer_products(x, w, group_sizes) if packed_rows else _grouped_matmul(x, w, group_sizes)
+    if isinstance(x, QuantizedRows):
+        assert isinstance(w, Quantized)
+        return _integer_products(x, w, group_sizes)
+    return _grouped_matmul(x, w, group_sizes)
 
 
 @jax.custom_vjp

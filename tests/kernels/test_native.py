@@ -33,11 +33,13 @@ def operands(dtype: jax.typing.DTypeLike = jnp.float32) -> tuple[jax.Array, jax.
     return jnp.asarray(x, dtype), jnp.asarray(w, dtype), jnp.asarray(dy, dtype)
 
 
-@jax.jit
-def run(x: jax.Array, w: jax.Array, dy: jax.Array, sizes: jax.Array) -> tuple[jax.Array, ...]:
+def passes(x: jax.Array, w: jax.Array, dy: jax.Array, sizes: jax.Array) -> tuple[jax.Array, ...]:
     """y, dx and dw."""
     y, back = jax.vjp(lambda x, w: grouped_matmul(x, w, sizes, implementation="native"), x, w)
     return y, *back(dy)
+
+
+run = jax.jit(passes)
 
 
 def in_float64(x: jax.Array, w: jax.Array, dy: jax.Array) -> tuple[np.ndarray, ...]:
@@ -77,10 +79,11 @@ def test_on_cpus_of_fewer_instructions_it_is_the_same(cpu, monkeypatch, tmp_path
     assert native._defect.__wrapped__(None) is None
     for dtype, error in ((jnp.float32, 2e-6), (jnp.bfloat16, 4e-3)):
         x, w, dy = operands(dtype)
-        found = jax.jit(run.__wrapped__)(x, w, dy, jnp.asarray(SIZES))
+        # Another function for JAX: what it traced for `run` calls this CPU's own library.
+        found = jax.jit(lambda *arrays: passes(*arrays))(x, w, dy, jnp.asarray(SIZES))
         assert_close(found, in_float64(x, w, dy), error)
-    # None of these has AVX512-VNNI. That is no defect to warn of.
-    assert "need a CPU with AVX512-VNNI" in native._defect.__wrapped__(None, True)
+    if cpu == "x86-64-v3":  # one without AVX512-VNNI, which is no defect to warn of
+        assert "need a CPU with AVX512-VNNI" in native._defect.__wrapped__(None, True)
 
 
 def test_in_bfloat16_an_infinity_in_the_last_row_of_an_odd_depth_stays_one():
