@@ -76,6 +76,7 @@ def _commands(recipe: Path | None) -> Any:
     from .commands.evaluate import Evaluate
     from .commands.generate import Generate
     from .commands.inspect import Inspect
+    from .commands.reproduce import Reproduce
     from .commands.train import Train
     from .experiment import Experiment
     from .recipes import standard_library
@@ -91,6 +92,7 @@ def _commands(recipe: Path | None) -> Any:
         | Annotated[Inspect, tyro.conf.subcommand("inspect")]
         | Annotated[Demo, tyro.conf.subcommand("demo")]
         | Annotated[Bench, tyro.conf.subcommand("bench")]
+        | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
     )
 
 
