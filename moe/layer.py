@@ -124,12 +124,18 @@ class MoELayer(nnx.Module):
 
     def update_router_state(self, values: Mapping[str, jax.Array]) -> None:
         """Store new values of the router's state, `stats.router_state`, outside of the gradient."""
+        held = self._router_states()
         for name, value in self._checked(values).items():
-            getattr(self.router, name)[...] = value
+            held[name][...] = value
+
+    def _router_states(self) -> dict[str, RouterState]:
+        """The router's `RouterState`s by their path in it: "bias", or "balancing.bias" in a module that it holds."""
+        modules = nnx.iter_graph(self.router)
+        return {".".join(map(str, path)): value for path, value in modules if isinstance(value, RouterState)}
 
     def _checked(self, values: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:
         """Raise ValueError where a value is not that of one of the router's `RouterState`s."""
-        held = {name: value for name, value in vars(self.router).items() if isinstance(value, RouterState)}
+        held = self._router_states() if values else {}
         for name, value in values.items():
             if name not in held:
                 raise ValueError(

@@ -67,7 +67,10 @@ class RouterModule(Protocol):
     def __call__(
         self, x: Float[Array, "T D"], context: RoutingContext
     ) -> tuple[Routing, Mapping[str, jax.Array] | None]:
-        """Return the routing, and new values of the router's `RouterState`s by attribute name; None: nothing is new."""
+        """Return the routing, and new values of the router's `RouterState`s; None: nothing is new.
+
+        The values go by attribute name; those of a module that the router holds by its path, "balancing.bias".
+        """
         ...
 
 

@@ -1,10 +1,10 @@
-"""Top-k routing.
+"""Top-k routing, the family of routers that score a token's experts and take the k best.
 
-Shazeer et al. 2017, "Outrageously Large Neural Networks", https://arxiv.org/abs/1701.06538, without the learned noise;
-k = 1 is the router of Switch Transformer, https://arxiv.org/abs/2101.03961; k = 2 renormalised is Mixtral's; sigmoid
-scores renormalised are DeepSeek-V3's, without its groups and bias.
+Shazeer et al. 2017, "Outrageously Large Neural Networks", https://arxiv.org/abs/1701.06538. What later papers changed
+are options that compose: noise, then scores, then a balancing bias, then a limit to groups, then the k best.
 """
 
+import math
 from dataclasses import dataclass
 
 import jax
@@ -12,14 +12,27 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ..routing import Router, Routing, RoutingContext
+from ..balancing import Balancing
+from ..group_limit import GroupLimit
+from ..noise import Noise, NoisyLogits, chance_of_top_k
+from ..routing import Router, Routing, RoutingContext, assignment_counts
 from ..scores import Scores, Softmax, normalized
 from .gate import Gate
 
 
 @dataclass(frozen=True, kw_only=True)
 class TopK(Router):
-    """Each token goes to the k experts that score highest, in float32."""
+    """Each token goes to the k experts that score highest, in float32. How published models write their routers:
+
+    Shazeer et al. 2017   TopK(k=4, noise=LearnedNoise())
+    Switch Transformer    TopK(k=1, renormalize=False, noise=Jitter(amount=0.01))
+    Mixtral               TopK(k=2)
+    OLMoE                 TopK(k=8, renormalize=False)
+    Qwen3-MoE             TopK(k=8)
+    DeepSeek-V2           TopK(k=6, renormalize=False, scale=16.0, groups=GroupLimit(groups=8, chosen=3, best=1))
+    DeepSeek-V3           TopK(k=8, scores=Sigmoid(), scale=2.5, groups=GroupLimit(groups=8, chosen=4),
+                               balancing=LossFree(rate=0.001))
+    """
 
     k: int = 2
     """Experts per token."""
@@ -28,14 +41,20 @@ class TopK(Router):
     renormalize: bool = True
     """Divide the k weights by their sum (Mixtral, Qwen3-MoE). With k = 1 it must be False (Switch): the weight would be
     a constant 1, and the router would learn from the balance loss alone."""
-    jitter: float = 0.0
-    """In training, multiply the router's input by noise, uniform from 1 - jitter to 1 + jitter (Switch: 0.01)."""
+    scale: float = 1.0
+    """Factor on the weights after that (routed_scaling_factor in the published configurations)."""
+    noise: Noise | None = None
+    """Disturbs the logits in training: `Jitter`, `LearnedNoise` or `Gumbel`."""
+    balancing: Balancing | None = None
+    """Keeps the loads even without a loss: `LossFree`."""
+    groups: GroupLimit | None = None
+    """Limits a token to experts of few groups."""
 
     def __post_init__(self):
         if self.k < 1:
             raise ValueError(f"TopK.k is {self.k}; it must be at least 1 expert per token")
-        if not 0 <= self.jitter < 1:
-            raise ValueError(f"TopK.jitter is {self.jitter}; it must be at least 0 and below 1")
+        if not 0 < self.scale < math.inf:
+            raise ValueError(f"TopK.scale is {self.scale}; it must be above 0 and finite")
         if self.k == 1 and self.renormalize:
             raise ValueError(
                 "TopK.renormalize is True with k=1: every weight would be 1 and the task would teach the router "
@@ -49,33 +68,52 @@ class TopK(Router):
     def build(self, *, width: int, experts: int, key: jax.Array) -> "TopKRouter":
         if self.k > experts:
             raise ValueError(f"TopK.k is {self.k}; with {experts} experts it must be at most {experts}")
+        if self.groups is not None:
+            self.groups.check(experts=experts, k=self.k)
         return TopKRouter(self, width=width, experts=experts, key=key)
 
 
 class TopKRouter(nnx.Module):
-    """A linear map to expert logits, scores and a top-k. With jitter it needs `context.key` in training."""
+    """A linear map to expert logits, scores and a top-k. With noise it needs `context.key` in training.
+
+    `logits` and `probs` of the routing are those that weigh the experts, so with the noise of `Jitter` and
+    `LearnedNoise`. Its `chance` is filled where the noise is `LearnedNoise` and alone decides.
+    """
 
     def __init__(self, config: TopK, *, width: int, experts: int, key: jax.Array):
+        noise, balancing = config.noise, config.balancing
         self.config = config
         self.gate = Gate(width=width, experts=experts, key=key)
+        self.noise = noise and noise.build(width=width, experts=experts, key=jax.random.fold_in(key, 1))
+        self.balancing = balancing and balancing.build(experts=experts)
 
-    def __call__(self, x: Float[Array, "T D"], context: RoutingContext) -> tuple[Routing, None]:
-        x = x.astype(jnp.float32)
-        if self.config.jitter and context.training:
-            x = x * jitter(self.config.jitter, x.shape, context.key)
-        logits = self.gate(x)
-        scores, probs = self.config.scores(logits)
-        weight, expert = jax.lax.top_k(scores, self.config.k)
-        if self.config.renormalize:
-            weight = normalized(weight)
+    def __call__(self, x: Float[Array, "T D"], context: RoutingContext) -> tuple[Routing, dict[str, jax.Array] | None]:
+        config = self.config
+        noisy = self._noisy_logits(x.astype(jnp.float32), context)
+        scores, probs = config.scores(noisy.logits)
+        selection = scores if noisy.selection is None else config.scores(noisy.selection)[0]
+        selection = selection if self.balancing is None else self.balancing.selection(selection)
+        selection = selection if config.groups is None else config.groups(selection)
+        _, expert = jax.lax.top_k(jax.lax.stop_gradient(selection), config.k)
+        weight = jnp.take_along_axis(scores, expert, axis=1)
+        weight = config.scale * (normalized(weight) if config.renormalize else weight)
         if context.mask is not None:
             real = context.mask[:, None]
-            weight, expert = jnp.where(real, weight, 0.0), jnp.where(real, expert, logits.shape[1])
-        return Routing(expert.reshape(-1), weight.reshape(-1), None, logits, probs), None
+            weight, expert = jnp.where(real, weight, 0.0), jnp.where(real, expert, probs.shape[1])
+        by_logits_alone = self.balancing is None and config.groups is None
+        chance = chance_of_top_k(noisy, config.k) if by_logits_alone else None
+        routing = Routing(expert.reshape(-1), weight.reshape(-1), None, noisy.logits, probs, chance)
+        return routing, self._new_state(routing) if context.training else None
 
+    def _noisy_logits(self, x: Float[Array, "T D"], context: RoutingContext) -> NoisyLogits:
+        if self.noise is None:
+            return NoisyLogits(self.gate(x))
+        if context.training and context.key is None:
+            raise ValueError(f"context.key is None; a router with {self.config.noise} needs a PRNG key in training")
+        return self.noise(x, self.gate, context.key if context.training else None)
 
-def jitter(amount: float, shape: tuple[int, ...], key: jax.Array | None) -> Float[Array, "..."]:
-    """Factors of noise around 1. Fedus et al. 2021, https://arxiv.org/abs/2101.03961, appendix F."""
-    if key is None:
-        raise ValueError("context.key is None; a router with jitter needs a PRNG key in training")
-    return jax.random.uniform(key, shape, minval=1 - amount, maxval=1 + amount)
+    def _new_state(self, routing: Routing) -> dict[str, jax.Array] | None:
+        if self.balancing is None:
+            return None
+        state = self.balancing.updated(assignment_counts(routing))
+        return {f"balancing.{name}": value for name, value in state.items()}

@@ -458,16 +458,21 @@ class ScaleLayer(nnx.Module):
         return x * jnp.broadcast_to(self.scale[...], x.shape), stats
 
 
+class Memory(nnx.Module):
+    def __init__(self):
+        self.seen = RouterState(jnp.zeros(()))
+
+
 class CountingRouter(nnx.Module):
-    """Counts the real tokens that it has seen."""
+    """Counts the real tokens that it has seen, in a module that it holds."""
 
     def __init__(self, experts):
         self.experts = experts
-        self.seen = RouterState(jnp.zeros(()))
+        self.memory = Memory()
 
     def __call__(self, x, context):
         routing, _ = ByTokenIdRouter(self.experts)(x, context)
-        return routing, {"seen": self.seen[...] + context.mask.astype(jnp.float32).sum()}
+        return routing, {"memory.seen": self.memory.seen[...] + context.mask.astype(jnp.float32).sum()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -524,12 +529,15 @@ def test_every_layers_router_keeps_a_state_of_its_own(ffn, stacked):
     stats = model(jnp.asarray(TOKENS), jnp.asarray(SEGMENTS), jnp.asarray(POSITIONS)).stats
     jax.tree.map(np.testing.assert_array_equal, before, nnx.state(model, RouterState))
     # Each layer's number is made its own, to see where it goes.
-    numbered = [s and s._replace(router_state={"seen": s.router_state["seen"] + i}) for i, s in enumerate(stats)]
+    numbered = [
+        s and s._replace(router_state={name: value + i for name, value in s.router_state.items()})
+        for i, s in enumerate(stats)
+    ]
     model.update_router_states(tuple(numbered))
     layers = [layer for segment in with_layers(model, stacked=False).segments for layer in segment.unit.layers]
     real = (SEGMENTS > 0).sum()
     routers = [layer.ffn.router if ffn.at(i) == COUNTING else None for i, layer in enumerate(layers)]
-    assert [router and float(router.seen[...]) for router in routers] == [
+    assert [router and float(router.memory.seen[...]) for router in routers] == [
         real + i if ffn.at(i) == COUNTING else None for i in range(4)
     ]
 
