@@ -17,8 +17,8 @@ sorted assignments and grouped matrix products.
 
 What differs: a decoder of 0.8 million parameters on bytes of Python in place of GPT-2's sizes on the Pile, every layer
 with 16 experts and not 64, SwiGLU, 0.8 million tokens, a CPU. The speed is that of a grouped matmul in C++ against
-XLA's batched product over padded buffers on this machine: it says nothing about a GPU's block-sparse kernels. Step times
-are ratios of steps in turns, measured apart from the runs; `--measure-again` does it anew on a quiet machine.
+XLA's batched product over padded buffers on one machine: it says nothing about a GPU's block-sparse kernels. Step
+times are ratios of steps in turns, measured apart from the runs; `--measure-again` does it anew on a quiet machine.
 """
 
 # A paper's file imports as a user's own does; pyright sees the checkout under another name.

@@ -17,10 +17,10 @@ What is the same: all arms of a seed see the same batches in the same order; the
 coefficient 0.01; a capacity factor c gives an expert c times (tokens / experts) places, for top-2 as for top-1, so at
 equal c top-2 does no more expert work than top-1; first choices find places before second ones, as in GShard.
 
-What differs: a decoder of 0.8 million parameters on bytes of Python in place of T5 on C4, every layer a mixture and not
-every second, 16 experts with SwiGLU, 0.8 million tokens, Muon in place of Adafactor, no input jitter; a second choice is
-always taken, where GShard draws it at random by its weight. GShard's order lets a later token's first choice displace an
-earlier token's second one. A causal model may learn something from that: it can only help top-2.
+What differs: a decoder of 0.8 million parameters on bytes of Python in place of T5 on C4, every layer a mixture and
+not every second, 16 experts with SwiGLU, 0.8 million tokens, Muon in place of Adafactor, no input jitter; a second
+choice is always taken, where GShard draws it at random by its weight. GShard's order lets a later token's first choice
+displace an earlier token's second one. A causal model may learn something from that: it can only help top-2.
 """
 
 # A paper's file imports as a user's own does; pyright sees the checkout under another name.
@@ -30,12 +30,13 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
+
 from dynamoe.experiments.experiment import Experiment
 from dynamoe.experiments.optimizers import Muon
 from dynamoe.experiments.reproduction import BITS_PER_BYTE, DROPPED, Lower, Paper
 from dynamoe.models import Attention, Decoder, Dense
 from dynamoe.moe import CapacityDispatcher, FeedForward, MoE, Router, Routing, RoutingContext, SwiGLU, TopK
-from flax import nnx
 
 
 def paper() -> Paper:
