@@ -60,7 +60,7 @@ def t_quantile(probability: float, freedom: int) -> float:
 
 
 def detectable_errors(pairs: int) -> float:
-    """The smallest detectable effect in standard errors of the mean: 5.7 with three pairs, 3.8 with five, 2.8 with many."""
+    """The smallest detectable effect in standard errors of the mean: 5.7 with 3 pairs, 3.8 with 5, 2.8 with many."""
     from scipy.special import nctdtrinc
 
     critical = t_quantile(1 - SIGNIFICANCE / 2, pairs - 1)

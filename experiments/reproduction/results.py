@@ -26,49 +26,61 @@ def collect(
         smoke: whether these are the numbers of a smoke test, which mean nothing.
 
     Returns:
-        A tree of plain values: "paper", "title", "about", "date", "smoke", "seeds", "verdict", "findings", "arms" (size,
-        cost and configuration), "runs", "step_time", and "environments", to which runs and step time refer by number.
+        A tree of plain values: "paper", "title", "about", "date", "smoke", "seeds", "verdict", "findings", "arms"
+        (size, cost and configuration), "runs", "step_time", and "environments", to which runs and step time refer by
+        number.
     """
-    environments: list[dict[str, Any]] = []
-
-    def placed(record: dict[str, Any]) -> dict[str, Any]:
-        facts = {name: record["environment"][name] for name in FACTS if name in record["environment"]}
-        if facts not in environments:
-            environments.append(facts)
-        return {**record, "environment": environments.index(facts)}
-
-    placed_runs = [placed(run) for run in runs]
-    timed = None if step_time is None else placed(step_time) | {"measured": step_time["environment"]["started"]}
-    numbers = numbers_of(runs, step_time)
-    findings = [claim.judge(numbers) for claim in found.paper.claims]
-    return {
+    results = {
         "paper": found.name,
         "title": found.paper.title,
         "about": found.paper.about.strip(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "smoke": smoke,
         "seeds": sorted({run["seed"] for run in runs}),
+        "arms": _arms(found.paper, smoke),
+        "environments": [],
+    }
+    results["runs"] = [_placed(run, results["environments"]) for run in runs]
+    return with_step_time(found.paper, results, step_time)
+
+
+def with_step_time(paper: Paper, results: dict[str, Any], step_time: dict[str, Any] | None) -> dict[str, Any]:
+    """The same results with these step times, judged anew."""
+    environments = list(results["environments"])
+    if step_time is not None:
+        measured = step_time["environment"]["started"]
+        step_time = _placed(step_time, environments) | {"measured": measured}
+    results = {**results, "environments": environments, "step_time": step_time}
+    findings = judge(paper, results)
+    return results | {
         "verdict": verdict_of_all(findings),
         "findings": [finding._asdict() | {"estimate": finding.estimate._asdict()} for finding in findings],
-        "arms": _arms(found.paper, smoke),
-        "runs": placed_runs,
-        "step_time": timed,
-        "environments": environments,
     }
 
 
-def numbers_of(runs: Sequence[dict[str, Any]], step_time: dict[str, Any] | None) -> Numbers:
-    """What claims are judged on."""
+def judge(paper: Paper, results: dict[str, Any]) -> list[Finding]:
+    """What the paper's rule says of the runs and step times."""
     measures: dict[str, dict[str, dict[int, float | None]]] = {}
-    for run in runs:
+    for run in results["runs"]:
         for name, value in run["measures"].items():
             measures.setdefault(name, {}).setdefault(run["arm"], {})[run["seed"]] = value
-    return Numbers(measures, {} if step_time is None else step_time["seconds"])
+    timed = results["step_time"]
+    numbers = Numbers(measures, {} if timed is None else timed["seconds"])
+    return [claim.judge(numbers) for claim in paper.claims]
 
 
 def findings_of(results: dict[str, Any]) -> list[Finding]:
-    """The findings as the results hold them."""
+    """The findings that the results hold."""
     return [Finding(**{**finding, "estimate": Estimate(**finding["estimate"])}) for finding in results["findings"]]
+
+
+def _placed(record: dict[str, Any], environments: list[dict[str, Any]]) -> dict[str, Any]:
+    """The record with the number of its environment, which is added to the others where it is new."""
+    facts = {name: record["environment"][name] for name in FACTS if name in record["environment"]}
+    same = [number for number, other in enumerate(environments) if facts.items() <= other.items()]
+    if not same:
+        environments.append(facts)
+    return {**record, "environment": same[0] if same else len(environments) - 1}
 
 
 def _arms(paper: Paper, smoke: bool) -> dict[str, Any]:

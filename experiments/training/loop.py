@@ -58,6 +58,7 @@ def train(
     recipe: Path | None = None,
     init_from: Path | None = None,
     profile: bool = False,
+    trainer: Trainer | None = None,
     console: Console | None = None,
 ) -> Result:
     """Train an experiment in a run directory, or continue the run that is there.
@@ -68,6 +69,7 @@ def train(
         recipe: the recipe file that built the experiment, kept with the run.
         init_from: another run's directory, whose best parameters are the first of this one.
         profile: trace a few steps into `profile/` in the run's directory.
+        trainer: of an earlier run of this experiment with another seed, which is then not compiled again.
         console: where to print.
 
     Raises:
@@ -79,7 +81,7 @@ def train(
     check_vocabulary(experiment.tokenizer, experiment.model.vocab)
     layout = Layout(experiment.mesh.build(), experiment.rules)
     layout.batch(experiment.batch_size // experiment.gradient_accumulation, 2)
-    trainer = build_trainer(
+    trainer = trainer or build_trainer(
         experiment.model,
         experiment.optimizer,
         layout,
