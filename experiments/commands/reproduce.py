@@ -55,7 +55,7 @@ class Reproduce:
             raise ValueError(f"output is {self.output} with smoke; numbers of a smoke test stay in runs/")
         if self.smoke + self.measure_again + self.render > 1:
             raise ValueError("more than one of smoke, measure_again and render is given; each stands alone")
-        if self.paper is None and self != type(self)():
+        if self.paper is None and (self.seeds or self.smoke or self.measure_again or self.render or self.output):
             raise ValueError("paper is not given; `dynamoe reproduce` alone lists the papers")
 
     def run(self, console: Console) -> int:

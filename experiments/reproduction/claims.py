@@ -70,9 +70,10 @@ class Lower(Claim):
     """0: lower; above 0: at most so much higher; below 0: lower by more than that."""
 
     def judge(self, numbers: Numbers) -> Finding:
-        values = numbers.measures[self.measure.name]
-        first, second = ([value for _, value in sorted(values[arm].items())] for arm in (self.arm, self.than))
-        estimate = paired_difference([_number(v) for v in first], [_number(v) for v in second])
+        first, second = (_measured(numbers, self.measure.name, arm) for arm in (self.arm, self.than))
+        if sorted(first) != sorted(second):
+            raise ValueError(f"{self.arm} has the seeds {sorted(first)} and {self.than} {sorted(second)}: no pairs")
+        estimate = paired_difference([first[seed] for seed in first], [second[seed] for seed in first])
         quantity = f"{self.measure.name}, {self.arm} - {self.than}"
         verdict = verdict_of(estimate, self.bound)
         return Finding(self.says, self.published, quantity, self.measure.name, estimate, self.bound, verdict)
@@ -107,7 +108,8 @@ def verdict_of_all(findings: Sequence[Finding]) -> Verdict:
     return "not reproduced" if "not reproduced" in verdicts else "inconclusive"
 
 
-def _number(value: float | None) -> float:
-    if value is None:
-        raise ValueError("a claim compares an arm that has nothing of its measure; compare arms that have")
-    return value
+def _measured(numbers: Numbers, measure: str, arm: str) -> dict[int, float]:
+    values = {seed: value for seed, value in numbers.measures[measure][arm].items() if value is not None}
+    if not values:
+        raise ValueError(f"{arm} has no {measure}; a claim compares arms that have")
+    return values
