@@ -58,14 +58,15 @@ def _claims(findings: Sequence[Finding]) -> str:
     rows = []
     for finding in findings:
         value, low, high, _, detectable = finding.estimate
-        seen = "" if detectable is None else _number(detectable)
+        form = ".3f" if finding.measure == STEP_TIME else "+.4f"
+        seen = "" if detectable is None else f"{detectable:.4f}"
         rows.append(
             (
                 finding.claim,
                 finding.published,
                 finding.quantity,
-                _number(value),
-                f"{_number(low)} to {_number(high)}",
+                format(value, form),
+                f"{low:{form}} to {high:{form}}",
                 seen,
                 f"below {finding.bound:g}",
                 f"**{finding.verdict}**",
@@ -156,10 +157,6 @@ def _mean(values: Sequence[float | None]) -> str:
     if not numbers:
         return "–"
     return f"{statistics.fmean(numbers):.4f} ± {statistics.stdev(numbers):.4f}"
-
-
-def _number(value: float) -> str:
-    return f"{value:+.4f}" if abs(value) < 0.5 else f"{value:.3f}"
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

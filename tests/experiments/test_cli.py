@@ -13,13 +13,17 @@ Dynamoe = Callable[..., tuple[int, str, str]]
 @pytest.mark.parametrize(
     ("command", "explained"),
     [
-        (None, ["train", "evaluate", "generate", "inspect", "demo", "bench", "Measure a run's bits per byte"]),
+        (
+            None,
+            ["train", "evaluate", "generate", "inspect", "demo", "bench", "reproduce", "Measure a run's bits per byte"],
+        ),
         ("train", ["continue a run that was stopped", "--steps", "Optimizer steps of the whole run", "--seeds"]),
         ("evaluate", ["bits per byte on held-out text", "--text", "Text files or globs to measure on instead"]),
         ("generate", ["Continue a prompt", "--sampling.temperature", "The same seed draws the same text"]),
         ("inspect", ["Show what a run's routers do", "load, entropy and drops of every layer", "Text files or globs"]),
         ("inspect", ["--run-dir", "--checkpoint", "--text", "--max-bytes"]),
         ("demo", ["a mixture of experts of equal cost", "--smoke", "Seconds instead of minutes"]),
+        ("reproduce", ["Test a paper's claim", "--measure-again", "--seeds", "At least three", "experiments/results"]),
         ("bench", ["kernel's implementations against their peers", "grouped_matmul", "training_step", "--rounds"]),
     ],
 )

@@ -68,7 +68,7 @@ def test_the_page_shows_verdicts_estimates_and_every_run(results: dict[str, Any]
     text = page(results)
     assert text.startswith("# Old: new beats old.\n") and "**Reproduced**, on " in text
     # Mean -0.1, half the interval 4.30265 * 0.01 / sqrt(3) = 0.0248, detectable 5.65349 * 0.00577 = 0.0326.
-    assert "| -0.1000 | -0.1248 to -0.0752 | +0.0326 | below 0 | **reproduced** |" in text
+    assert "| -0.1000 | -0.1248 to -0.0752 | 0.0326 | below 0 | **reproduced** |" in text
     assert "| step time, new / old | 0.900 | 0.800 to 0.950 |  | below 1 | **reproduced** |" in text
     assert "| `new` | 1 | 2.3900 | 0.1000 | continued | 2026-11-27T08:00:00+00:00 |" in text
     assert "2.5333 ± 0.3512 | – |" in text  # the arm without the second measure
