@@ -76,6 +76,7 @@ def _commands(recipe: Path | None, arguments: list[str]) -> Any:
     from .commands.evaluate import Evaluate
     from .commands.generate import Generate
     from .commands.inspect import Inspect
+    from .commands.reproduce import Reproduce
     from .commands.train import Train
     from .commands.upcycling_option import chosen_technique
     from .experiment import Experiment
@@ -93,6 +94,7 @@ def _commands(recipe: Path | None, arguments: list[str]) -> Any:
         | Annotated[Inspect, tyro.conf.subcommand("inspect")]
         | Annotated[Demo, tyro.conf.subcommand("demo")]
         | Annotated[Bench, tyro.conf.subcommand("bench")]
+        | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
     )
 
 

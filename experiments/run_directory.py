@@ -130,7 +130,8 @@ class RunDirectory:
         data = read_json(path / CONFIG)
         recipe = None
         if (path / RECIPE).is_file():
-            recipe = load_recipe(path / RECIPE, _folder_of_original(path))
+            # A run of `dynamoe reproduce` keeps its paper's file here, which defines no recipe().
+            recipe = load_recipe(path / RECIPE, _folder_of_original(path), function=None)
         try:
             config = from_json(data, recipe)
         except ValueError as error:
@@ -172,6 +173,7 @@ def environment() -> dict[str, Any]:
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version(), **versions},
         "system": platform.platform(),
+        "cores": os.cpu_count(),
         "platform": jax.default_backend(),
         "processes": jax.process_count(),
         "devices": [device.device_kind for device in jax.devices()],

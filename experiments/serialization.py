@@ -73,7 +73,7 @@ def differences(old: Any, new: Any) -> list[str]:
     return [f"{field}: {_brief(a)} in the run directory, {_brief(b)} now" for field, a, b in changes(old, new)]
 
 
-def load_recipe(path: Path, folder: Path | None = None) -> types.ModuleType:
+def load_recipe(path: Path, folder: Path | None = None, *, function: str | None = RECIPE) -> types.ModuleType:
     """Executes a recipe file as the module `recipe`.
 
     Like `python path`, it puts the file's folder first on `sys.path`, so that the recipe imports its siblings.
@@ -81,13 +81,14 @@ def load_recipe(path: Path, folder: Path | None = None) -> types.ModuleType:
     Args:
       path: a Python file that defines `recipe()`, which returns the experiment's configuration.
       folder: where its siblings lie, if not beside it (a copy of the file in a run directory).
+      function: what it has to define; None: nothing, for its classes alone are wanted.
 
     Raises:
-      ValueError: no such file, an exception in it (named with its line), or no function `recipe` in it.
+      ValueError: no such file, an exception in it (named with its line), or no such function in it.
     """
     path = path.absolute()
     if not path.is_file():
-        raise ValueError(f"recipe {path}: no such file; give a Python file that defines recipe()")
+        raise ValueError(f"recipe {path}: no such file; give a Python file that defines {function or RECIPE}()")
     for place in (path.parent, folder):
         if place is not None and str(place) not in sys.path:
             sys.path.insert(0, str(place))
@@ -103,20 +104,20 @@ def load_recipe(path: Path, folder: Path | None = None) -> types.ModuleType:
         if previous is not None:
             sys.modules[RECIPE] = previous
         raise _recipe_error(error, path) from error
-    if not callable(getattr(module, RECIPE, None)):
-        raise ValueError(f"recipe {path}: it defines no function recipe(); it must return the configuration")
+    if function is not None and not callable(getattr(module, function, None)):
+        raise ValueError(f"recipe {path}: it defines no function {function}(); it must return the configuration")
     return module
 
 
-def call_recipe(path: Path) -> Any:
-    """Executes a recipe file and returns what its `recipe()` builds.
+def call_recipe(path: Path, function: str = RECIPE) -> Any:
+    """Executes a recipe file and returns what its `recipe()`, or another function of it, builds.
 
     Raises:
-      ValueError: as `load_recipe`, or an exception in `recipe()` (named with its line).
+      ValueError: as `load_recipe`, or an exception in the function (named with its line).
     """
-    module = load_recipe(path)
+    module = load_recipe(path, function=function)
     try:
-        return module.recipe()
+        return getattr(module, function)()
     except Exception as error:
         raise _recipe_error(error, path.absolute()) from error
 

@@ -66,6 +66,7 @@ def train(
     init_from: Path | None = None,
     upcycle: Upcycling | None = None,
     profile: bool = False,
+    trainer: Trainer | None = None,
     console: Console | None = None,
 ) -> Result:
     """Train an experiment in a run directory, or continue the run that is there.
@@ -78,6 +79,7 @@ def train(
         upcycle: makes a mixture of `init_from`, the run of a dense model, at the first start; a run that continues
             does not repeat it.
         profile: trace a few steps into `profile/` in the run's directory.
+        trainer: of an earlier run of this experiment with another seed, which is then not compiled again.
         console: where to print.
 
     Raises:
@@ -91,7 +93,7 @@ def train(
     check_vocabulary(experiment.tokenizer, experiment.model.vocab)
     layout = Layout(experiment.mesh.build(), experiment.rules)
     layout.batch(experiment.batch_size // experiment.gradient_accumulation, 2)
-    trainer = build_trainer(
+    trainer = trainer or build_trainer(
         experiment.model,
         experiment.optimizer,
         layout,

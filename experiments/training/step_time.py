@@ -11,7 +11,14 @@ from .step import Trainer, TrainState, to_device
 
 
 def step_seconds(runs: Mapping[str, tuple[Trainer, TrainState]], batch: Windows, *, rounds: int) -> dict[str, float]:
-    """Median seconds of a training step of each run, on one batch; the runs take turns.
+    """Median seconds of a training step of each run; see `step_rounds`."""
+    return {name: statistics.median(seconds) for name, seconds in step_rounds(runs, batch, rounds=rounds).items()}
+
+
+def step_rounds(
+    runs: Mapping[str, tuple[Trainer, TrainState]], batch: Windows, *, rounds: int
+) -> dict[str, list[float]]:
+    """Seconds of a training step of each run, on one batch, round by round; in a round the runs take turns.
 
     Args:
         runs: trainers and states; the states are consumed.
@@ -26,4 +33,4 @@ def step_seconds(runs: Mapping[str, tuple[Trainer, TrainState]], batch: Windows,
             start = time.perf_counter()
             states[name], _ = jax.block_until_ready(trainer.step(states[name], windows))
             seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values[1:]) for name, values in seconds.items()}
+    return {name: values[1:] for name, values in seconds.items()}

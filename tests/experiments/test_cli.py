@@ -15,7 +15,10 @@ Dynamoe = Callable[..., tuple[int, str, str]]
 @pytest.mark.parametrize(
     ("command", "explained"),
     [
-        (None, ["train", "evaluate", "generate", "inspect", "demo", "bench", "Measure a run's bits per byte"]),
+        (
+            None,
+            ["train", "evaluate", "generate", "inspect", "demo", "bench", "reproduce", "Measure a run's bits per byte"],
+        ),
         ("train", ["continue a run that was stopped", "--steps", "Optimizer steps of the whole run", "--seeds"]),
         (
             "train",
@@ -30,6 +33,7 @@ Dynamoe = Callable[..., tuple[int, str, str]]
         ("inspect", ["Show what a run's routers do", "load, entropy and drops of every layer", "Text files or globs"]),
         ("inspect", ["--run-dir", "--checkpoint", "--text", "--max-bytes"]),
         ("demo", ["a mixture of experts of equal cost", "--smoke", "Seconds instead of minutes"]),
+        ("reproduce", ["Test a paper's claim", "--measure-again", "--seeds", "At least three", "experiments/results"]),
         ("bench", ["kernel's implementations against their peers", "grouped_matmul", "training_step", "--rounds"]),
     ],
 )
