@@ -26,17 +26,11 @@ displace an earlier token's second one. A causal model may learn something from 
 # A paper's file imports as a user's own does; pyright sees the checkout under another name.
 # pyright: reportMissingImports=false
 
-from dataclasses import dataclass
-
-import jax
-import jax.numpy as jnp
-from flax import nnx
-
 from dynamoe.experiments.experiment import Experiment
 from dynamoe.experiments.optimizers import Muon
 from dynamoe.experiments.reproduction import BITS_PER_BYTE, DROPPED, Lower, Paper
 from dynamoe.models import Attention, Decoder, Dense
-from dynamoe.moe import CapacityDispatcher, FeedForward, MoE, Router, Routing, RoutingContext, SwiGLU, TopK
+from dynamoe.moe import CapacityDispatcher, Dispatcher, FeedForward, FirstChoicesFirst, MoE, SwiGLU, TopK
 
 
 def paper() -> Paper:
@@ -106,50 +100,13 @@ def experiment(ffn: FeedForward) -> Experiment:
 
 
 def top1(capacity: float) -> MoE:
-    return mixture(TopK(k=1, renormalize=False), capacity)
+    return mixture(TopK(k=1, renormalize=False), CapacityDispatcher(capacity_factor=capacity))
 
 
 def top2(capacity: float) -> MoE:
     # Ours counts places as a multiple of an even share of the *assignments*, of which top-2 has two a token.
-    return mixture(FirstChoicesFirst(), capacity / 2)
+    return mixture(TopK(k=2), CapacityDispatcher(capacity_factor=capacity / 2, order=FirstChoicesFirst()))
 
 
-def mixture(router: Router, capacity_factor: float) -> MoE:
-    return MoE(
-        experts=EXPERTS,
-        router=router,
-        expert=SwiGLU(hidden=HIDDEN),
-        dispatcher=CapacityDispatcher(capacity_factor=capacity_factor),
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class FirstChoicesFirst(Router):
-    """Top-k routing whose assignments stand choice by choice, so that every first choice finds a place before any
-    second one does. Lepikhin et al. 2020 (GShard), https://arxiv.org/abs/2006.16668, algorithm 1."""
-
-    top_k: TopK = TopK(k=2)
-
-    @property
-    def experts_per_token(self) -> float:
-        return self.top_k.experts_per_token
-
-    @property
-    def looks_ahead(self) -> bool:
-        """Whether an early token's second choice finds a place depends on later tokens' first choices."""
-        return True
-
-    def build(self, *, width: int, experts: int, key: jax.Array) -> "FirstChoicesFirstRouter":
-        return FirstChoicesFirstRouter(self, width=width, experts=experts, key=key)
-
-
-class FirstChoicesFirstRouter(nnx.Module):
-    def __init__(self, config: FirstChoicesFirst, *, width: int, experts: int, key: jax.Array):
-        self.config = config
-        self.top_k = config.top_k.build(width=width, experts=experts, key=key)
-
-    def __call__(self, x: jax.Array, context: RoutingContext) -> tuple[Routing, None]:
-        routing, _ = self.top_k(x, context)
-        k = self.config.top_k.k
-        expert, weight = (array.reshape(-1, k).T.reshape(-1) for array in (routing.expert, routing.weight))
-        return routing._replace(expert=expert, weight=weight, token=jnp.tile(jnp.arange(x.shape[0]), k)), None
+def mixture(router: TopK, dispatcher: Dispatcher) -> MoE:
+    return MoE(experts=EXPERTS, router=router, expert=SwiGLU(hidden=HIDDEN), dispatcher=dispatcher)
