@@ -3,13 +3,17 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from rich.console import Console
 
 from dynamoe.experiments.data import standard_library
+from dynamoe.experiments.experiment import Experiment
 from dynamoe.experiments.reproduction import running
 from dynamoe.experiments.reproduction.paper import paper_names
+from dynamoe.experiments.run_directory import RunDirectory
+from dynamoe.experiments.training.loop import Result
 
 Dynamoe = Callable[..., tuple[int, str, str]]
 
@@ -18,7 +22,7 @@ def paper():
     import dataclasses
     from dynamoe.experiments.reproduction import BITS_PER_BYTE, Faster, Lower, Paper
 
-    experiment = dataclasses.replace(recipe(), steps=2, evaluate_every=2, checkpoint_every=2)
+    experiment = recipe()
     ffn = dataclasses.replace(experiment.model.ffn, router=Noisy(noise=0.5))
     less = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, ffn=ffn))
     claims = {"published": "none", "arm": "less", "than": "noisy"}
@@ -30,63 +34,85 @@ def paper():
 """
 
 
-@pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The runs that are trained."""
-    names, train = [], running.train
+class Trained(list[str]):
+    """The runs that were trained."""
 
-    def remember(experiment: Any, path: Path, **options: Any) -> Any:
-        if len(names) == 3 and "kill" in names:
+    stop_after: int | None = None
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> Trained:
+    """Training that computes nothing: a run's directory, as the loop opens it, and a figure of the arm and the seed."""
+    names = Trained()
+
+    def train(experiment: Experiment, path: Path, *, recipe: Path, trainer: None, console: Console) -> Result:
+        if len(names) == names.stop_after:
             raise KeyboardInterrupt
         names.append(path.name)
-        return train(experiment, path, **options)
+        RunDirectory.open(path, experiment, recipe)
+        router: Any = experiment.model.feed_forwards[0]
+        bits = 2.0 + router.router.noise + 0.01 * experiment.seed
+        return Result(path, experiment.steps, bits, 1.0, cast(Any, trainer), cast(Any, None), None)
 
-    monkeypatch.setattr(running, "train", remember)
+    seconds = iter((1.0, 2.0))
+    monkeypatch.setattr(running, "train", train)
+    monkeypatch.setattr(running, "_step_rounds", lambda arms, rounds: dict.fromkeys(arms, [next(seconds)] * rounds))
     return names
 
 
 def test_a_paper_of_ones_own_runs_by_its_path_and_goes_on_where_it_was(
-    dynamoe: Dynamoe, recipe: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch
+    dynamoe: Dynamoe, recipe: Path, trained: Trained
 ) -> None:
-    monkeypatch.setattr("dynamoe.experiments.commands.reproduce.ROUNDS", 6)
     recipe.write_text(recipe.read_text() + MY_PAPER)
-    call = ("reproduce", recipe)
-    trained.append("kill")
-    assert dynamoe(*call)[0] == 130
-    assert trained == ["kill", "noisy-seed0", "less-seed0"]
-    trained.clear()
-    status, output, errors = dynamoe(*call)
+    trained.stop_after = 3
+    assert dynamoe("reproduce", recipe)[0] == 130
+    trained.stop_after = None
+    status, output, errors = dynamoe("reproduce", recipe)
     assert (status, errors) == (0, "")
-    assert trained == ["noisy-seed1", "less-seed1", "noisy-seed2", "less-seed2"]
-    assert "6 of 6: less, seed 2: held-out bits per byte" in output and "timing 6 steps of noisy, less" in output
-    folder = Path("runs") / "reproduce" / "mine"
-    first = json.loads((folder / "mine.json").read_text())
-    assert [finding["measure"] for finding in first["findings"]] == ["held-out bits per byte", "step time"]
-    measured = [run["measures"]["held-out bits per byte"] for run in first["runs"]]
-    assert len(set(measured)) == 6, "each arm and seed is another run"
+    assert trained == [f"{arm}-seed{seed}" for seed in (0, 1, 2) for arm in ("noisy", "less")]
+    assert (
+        "6 of 6: less, seed 2: held-out bits per byte 2.5200" in output and "timing 30 steps of noisy, less" in output
+    )
+    assert "reproduced: Less is better." in output and "not reproduced: Faster." in output
+
+    folder, trained[:] = Path("runs") / "reproduce" / "mine", []
+    status, output, _ = dynamoe("reproduce", recipe, "--seeds", "0", "1", "2", "3", "--output", "out")
+    assert (status, trained) == (0, ["noisy-seed3", "less-seed3"]) and "timing" not in output, "no run is repeated"
+    first, more = (json.loads((place / "mine.json").read_text()) for place in (folder, Path("out")))
+    assert more["runs"][:6] == first["runs"] and more["step_time"] == first["step_time"]
+    assert RunDirectory.load(folder / "noisy-seed1").config.seed == 1, "its runs are runs like any other"
+
+
+def test_only_what_is_asked_for_is_done_again(dynamoe: Dynamoe, recipe: Path, trained: Trained) -> None:
+    recipe.write_text(recipe.read_text() + MY_PAPER)
+    assert dynamoe("reproduce", recipe, "--output", "out")[0] == 0
+    files = [Path("out") / f"mine.{kind}" for kind in ("json", "md", "png")]
+    before = [file.read_bytes() for file in files]
+    for file in files[1:]:
+        file.unlink()
+    assert dynamoe("reproduce", recipe, "--render", "--output", "out")[0] == 0
+    assert [file.read_bytes() for file in files] == before
 
     trained.clear()
-    status, output, _ = dynamoe(*call, "--seeds", "0", "1", "2", "--output", "out")
-    again = json.loads(Path("out/mine.json").read_text())
-    assert status == 0 and not trained and "timing" not in output, "what is done is not repeated"
-    assert (again["runs"], again["findings"]) == (first["runs"], first["findings"])
+    assert dynamoe("reproduce", recipe, "--measure-again", "--output", "out")[0] == 0
+    was, now = json.loads(before[0]), json.loads(files[0].read_text())
+    assert not trained and now["runs"] == was["runs"]
+    assert (was["step_time"]["seconds"]["less"][0], now["step_time"]["seconds"]["less"][0]) == (1, 2)
 
-    status, output, _ = dynamoe(*call, "--measure-again", "--output", "out")
-    timed = json.loads(Path("out/mine.json").read_text())
-    assert status == 0 and not trained and "timing 6 steps" in output
-    assert timed["runs"] == first["runs"] and timed["step_time"]["seconds"] != first["step_time"]["seconds"]
 
-    made = [Path("out/mine.md"), Path("out/mine.png")]
-    before = [file.read_bytes() for file in made]
-    for file in made:
-        file.unlink()
-    assert dynamoe(*call, "--render", "--output", "out")[0] == 0
-    assert [file.read_bytes() for file in made] == before
-
+def test_papers_share_runs_of_one_configuration_and_mix_none_of_two(
+    dynamoe: Dynamoe, recipe: Path, trained: Trained
+) -> None:
+    recipe.write_text(recipe.read_text() + MY_PAPER)
+    assert dynamoe("reproduce", recipe)[0] == 0
+    trained.clear()
+    other = recipe.with_name("other.py")
+    other.write_text(recipe.read_text())
+    status, output, _ = dynamoe("reproduce", other)
+    assert (status, trained) == (0, []) and "6 of 6" in output
     recipe.write_text(recipe.read_text().replace("noise=0.5", "noise=0.25"))
-    status, _, errors = dynamoe(*call)
+    status, _, errors = dynamoe("reproduce", recipe)
     assert status == 1 and "less-seed0: it holds a run of another configuration" in errors
-    assert dynamoe("evaluate", "--run-dir", folder / "noisy-seed1")[0] == 0, "its runs are runs like any other"
 
 
 @pytest.fixture
