@@ -68,6 +68,8 @@ def _draw_arms(axes: Any, measure: str, values: dict[str, list[float]]) -> None:
 
 
 def _draw_findings(axes: Any, measure: str, findings: Sequence[Finding]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     for row, finding in enumerate(findings):
         colour = VERDICT_COLOURS[finding.verdict]
         value, low, high, _, _ = finding.estimate
@@ -86,5 +88,6 @@ def _draw_findings(axes: Any, measure: str, findings: Sequence[Finding]) -> None
     axes.set_ylim(len(findings) - 0.5, -0.75)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_xlabel("ratio of step times" if measure == STEP_TIME else f"difference of {measure}")
     axes.grid(axis="x")
