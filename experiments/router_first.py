@@ -1,8 +1,11 @@
 """Training in two stages: the routers alone, then everything.
 
 An upcycled model begins with experts that are trained and routers that are not. In the first stage the routers learn to
-use what is there before it moves. Each stage is a run of the optimizer of its own, with its own moments and its own
-schedule: warm-up and decay over the first stage's steps, and again over the rest.
+use what is there before it moves. After plain copies (`Copy`) with renormalised weights all experts are the same: the
+task teaches the router nothing until they move, only auxiliary losses do; noise or a split makes them differ.
+
+Each stage is a run of the optimizer of its own, with its own moments and its own schedule: warm-up and decay over the
+first stage's steps, and again over the rest.
 """
 
 from dataclasses import dataclass

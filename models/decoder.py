@@ -68,6 +68,11 @@ class Decoder:
                     f"Decoder.ffn of layer {layer} is {ffn}, which looks at later tokens; a causal decoder needs one "
                     "that does not, or allow_look_ahead=True"
                 )
+            if ffn.vocabulary is not None and ffn.vocabulary < self.vocab:
+                raise ValueError(
+                    f"Decoder.ffn of layer {layer} knows {ffn.vocabulary} token ids, and Decoder.vocab is "
+                    f"{self.vocab}: it must know at least as many"
+                )
 
     @property
     def feed_forwards(self) -> tuple[FeedForward, ...]:

@@ -117,6 +117,12 @@ def _mixture(dense: Flat, fresh: Flat, mixture: MoE, technique: Upcycling, key: 
     experts, gate = technique(weights, gate, mixture=mixture, key=key)
     new = _experts({path: variable for path, variable in fresh.items() if path[0] == "experts"}, experts, mixture)
     if gate is not None:
+        wanted = fresh[gates[0]].get_value().shape
+        if gate.shape != wanted:
+            raise ValueError(
+                f"MoE.router is {mixture.router}, whose gate is {list(wanted)}; {type(technique).__name__} makes one "
+                f"of {list(gate.shape)}: they must be the same"
+            )
         new |= {gates[0]: fresh[gates[0]].replace(gate)}
     return new | _silent_shared({path: variable for path, variable in fresh.items() if path[0] == "shared"})
 

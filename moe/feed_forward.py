@@ -62,6 +62,11 @@ class FeedForward(abc.ABC):
         return 0.0
 
     @property
+    def vocabulary(self) -> int | None:
+        """How many token ids it knows, where it looks at them; None: it does not."""
+        return None
+
+    @property
     def looks_ahead(self) -> bool:
         """Whether a token's output depends on later tokens."""
         return False

@@ -14,7 +14,8 @@ def fine_grained(moe: MoE, factor: int) -> MoE:
     grow by the factor, and so do the rows that a dispatcher carries. Shared experts stay as they are.
 
     Args:
-        moe: a mixture whose router has a field `k`, as `TopK`, and whose expert a field `hidden`, as `SwiGLU`.
+        moe: a mixture whose router sends each token to its `k` experts, as `TopK`, and whose expert has a field
+            `hidden`, as `SwiGLU`.
         factor: m.
 
     Raises:
@@ -24,6 +25,8 @@ def fine_grained(moe: MoE, factor: int) -> MoE:
     if factor < 1:
         raise ValueError(f"factor is {factor}; it must be at least 1")
     k, hidden = _field(moe.router, "router", "k"), _field(moe.expert, "expert", "hidden")
+    if others := [name for name in ("most", "null_experts") if hasattr(moe.router, name)]:
+        raise ValueError(f"moe.router is {moe.router}, whose {others[0]} does not follow k; allowed are others")
     if hidden % factor:
         raise ValueError(f"factor is {factor}; it must divide moe.expert.hidden, which is {hidden}")
     router: Any = moe.router

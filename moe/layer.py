@@ -19,7 +19,7 @@ from .dispatchers import Dispatcher, DroplessDispatcher
 from .experts import Experts, SwiGLU
 from .feed_forward import FeedForward, Tap, no_tap
 from .latent import Latent
-from .losses import BalanceLoss, RouterLoss
+from .losses import BalanceLoss, RouterLoss, check_coefficient
 from .residual import Residual
 from .routers import TopK
 from .routing import NO_CONTEXT, Router, RouterState, RoutingContext
@@ -56,6 +56,11 @@ class MoE(FeedForward):
                 f"MoE.router is {self.router}, which sends a token to {self.router.experts_per_token:g} experts; "
                 f"MoE.experts is {self.experts}: it must be at least as many"
             )
+        if not isinstance(self.losses, tuple) or not all(isinstance(loss, RouterLoss) for loss in self.losses):
+            raise ValueError(f"MoE.losses is {self.losses}; it must be a tuple of router losses")
+        for loss in self.losses:
+            check_coefficient(loss)
+            loss.check(self.router)
         names = [type(loss).__name__ for loss in self.losses]
         if len(set(names)) < len(names):
             raise ValueError(f"MoE.losses holds {names}; each class may stand there once")
@@ -63,6 +68,10 @@ class MoE(FeedForward):
     @property
     def active_fraction(self) -> float:
         return self.router.experts_per_token / self.experts
+
+    @property
+    def vocabulary(self) -> int | None:
+        return self.router.vocabulary
 
     @property
     def looks_ahead(self) -> bool:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-Gate = Callable[[Float[Array, "T D"]], Float[Array, "T E"]]
+GateMap = Callable[[Float[Array, "T D"]], Float[Array, "T E"]]
 """The linear map to a router's logits."""
 
 
@@ -35,7 +35,7 @@ class NoisyLogits(NamedTuple):
 class NoiseModule(Protocol):
     """A built noise: an `nnx.Module` that takes a gate's logits and disturbs them."""
 
-    def __call__(self, x: Float[Array, "T D"], gate: Gate, key: jax.Array | None) -> NoisyLogits:
+    def __call__(self, x: Float[Array, "T D"], gate: GateMap, key: jax.Array | None) -> NoisyLogits:
         """The logits of tokens x, float32, through `gate`. `key` is None outside of training: then without noise."""
         ...
 
@@ -74,7 +74,7 @@ class JitterNoise(nnx.Module):
     def __init__(self, config: Jitter):
         self.config = config
 
-    def __call__(self, x: Float[Array, "T D"], gate: Gate, key: jax.Array | None) -> NoisyLogits:
+    def __call__(self, x: Float[Array, "T D"], gate: GateMap, key: jax.Array | None) -> NoisyLogits:
         if key is None:
             return NoisyLogits(gate(x))
         amount = self.config.amount
@@ -107,7 +107,7 @@ class GumbelNoise(nnx.Module):
     def __init__(self, config: Gumbel):
         self.config = config
 
-    def __call__(self, x: Float[Array, "T D"], gate: Gate, key: jax.Array | None) -> NoisyLogits:
+    def __call__(self, x: Float[Array, "T D"], gate: GateMap, key: jax.Array | None) -> NoisyLogits:
         logits = gate(x)
         if key is None:
             return NoisyLogits(logits)
@@ -140,7 +140,7 @@ class LearnedNormalNoise(nnx.Module):
         self.config = config
         self.kernel = nnx.Param(jnp.zeros((width, experts), jnp.float32), axes=("embed", None))
 
-    def __call__(self, x: Float[Array, "T D"], gate: Gate, key: jax.Array | None) -> NoisyLogits:
+    def __call__(self, x: Float[Array, "T D"], gate: GateMap, key: jax.Array | None) -> NoisyLogits:
         spread = jnp.matmul(x, self.kernel[...].astype(jnp.float32), precision="highest")
         mean, deviation = gate(x), jax.nn.softplus(spread) + self.config.minimum
         logits = mean if key is None else mean + deviation * jax.random.normal(key, mean.shape)

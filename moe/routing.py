@@ -92,6 +92,16 @@ class Router(abc.ABC):
         return False
 
     @property
+    def has_chance(self) -> bool:
+        """Whether its routings hold `chance`, which the load loss needs."""
+        return False
+
+    @property
+    def vocabulary(self) -> int | None:
+        """How many token ids it knows, where it looks at them; None: it does not."""
+        return None
+
+    @property
     def weight_sum(self) -> float | None:
         """The sum of a token's weights, where it is the same for every token, up to rounding; None where it is not."""
         return None
@@ -99,6 +109,16 @@ class Router(abc.ABC):
     @abc.abstractmethod
     def build(self, *, width: int, experts: int, key: jax.Array) -> RouterModule:
         """Build the router for tokens of `width` and `experts` experts. Raises ValueError where the two do not fit."""
+
+
+def padding_to_nobody(
+    expert: Int[Array, "T *K"], weight: Float[Array, "T *K"], mask: Bool[Array, " T"] | None, experts: int
+) -> tuple[Int[Array, "T *K"], Float[Array, "T *K"]]:
+    """Send what belongs to padding to nobody, expert E, with weight 0."""
+    if mask is None:
+        return expert, weight
+    real = mask.reshape(-1, *[1] * (expert.ndim - 1))
+    return jnp.where(real, expert, experts), jnp.where(real, weight, 0.0)
 
 
 def tokens_of(routing: Routing) -> Int[Array, " A"]:

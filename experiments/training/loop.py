@@ -121,7 +121,7 @@ def train(
     facts = {
         "source": experiment.source.describe(),
         "init_from": None if init_from is None else str(init_from.absolute()),
-        "upcycle": upcycling_fact(upcycle),
+        "upcycle": upcycling_fact(upcycle, experiment.model),
         "validation_bytes": validation.bytes,
     }
     directory = RunDirectory.open(path, experiment, recipe, facts, FREE_FIELDS, fixed_facts=FIXED_FACTS)

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import UInt
 
+from ...models import Decoder
 from ...models.upcycling import check_upcycling, upcycle
-from ...moe import Upcycling
+from ...moe import DenseDispatcher, DroplessDispatcher, MoE, Upcycling
 from ..experiment import Experiment
 from ..run_directory import RunDirectory
 from ..serialization import to_json
@@ -19,11 +20,14 @@ STREAM = 0x5EED
 """Folded into the run's seed for the technique's randomness, away from the keys of the initialisation."""
 
 
-def upcycling_fact(technique: Upcycling | None) -> dict[str, Any] | None:
-    """What a run remembers of its upcycling, from the first start on."""
+def upcycling_fact(technique: Upcycling | None, model: Decoder) -> dict[str, Any] | None:
+    """What a run remembers of its upcycling, from the first start on. A dispatcher that may drop does not keep the
+    function, whatever the technique."""
     if technique is None:
         return None
-    return {"technique": to_json(technique), "keeps_function": technique.keeps_function}
+    mixtures = [ffn for ffn in model.feed_forwards if isinstance(ffn, MoE)]
+    whole = all(isinstance(ffn.dispatcher, DenseDispatcher | DroplessDispatcher) for ffn in mixtures)
+    return {"technique": to_json(technique), "keeps_function": technique.keeps_function and whole}
 
 
 def upcycled_weights(

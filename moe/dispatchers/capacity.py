@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 
 from ...kernels import Permutation, fixed_groups, permute, unpermute
 from ..routing import NO_CONTEXT, Routing, RoutingContext, tokens_of
+from ..routing_groups import check_routing_group
 from .dispatcher import Dispatcher
 from .order import Order, TokenOrder, in_order
 
@@ -50,8 +51,7 @@ class CapacityDispatcher(Dispatcher):
             factor = getattr(self, name)
             if factor is not None and not 0 < factor < math.inf:
                 raise ValueError(f"CapacityDispatcher.{name} is {factor}; it must be above 0 and finite")
-        if self.routing_group is not None and self.routing_group < 1:
-            raise ValueError(f"CapacityDispatcher.routing_group is {self.routing_group}; it must be at least 1 token")
+        check_routing_group(self, self.routing_group)
 
     @property
     def looks_ahead(self) -> bool:

@@ -50,18 +50,15 @@ class FirstChoicesFirst(Order):
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPriority(Order):
-    """All first choices before any second, and so on; among equal choices the tokens with the largest weight first.
+    """All first choices before any second, and so on; among equal choices the tokens of the largest probability first.
 
     Riquelme et al. 2021, "Scaling Vision with Sparse Mixture of Experts", https://arxiv.org/abs/2106.05974, algorithm 2
-    with the score max_e g(x)_e: what a small capacity drops are the tokens of which the router expects the least.
+    with the score max_e g(x)_e: what a small capacity drops are the tokens of which the router expects the least. g are
+    the router's probabilities, not its weights, which renormalised are no measure between tokens.
     """
 
     def __call__(self, routing: Routing) -> Int[Array, " A"]:
-        tokens, weight = routing.logits.shape[0], jax.lax.stop_gradient(routing.weight)
-        if routing.token is None:
-            largest = weight.reshape(tokens, -1).max(axis=1)
-        else:
-            largest = jnp.zeros(tokens, weight.dtype).at[routing.token].max(weight)
+        largest = jax.lax.stop_gradient(routing.probs).max(axis=1)
         return _sorted_by(choices(routing), -largest[tokens_of(routing)])
 
 
@@ -75,7 +72,10 @@ def in_order(queue: Int[Array, " A"], queues: int, order: Int[Array, " A"] | Non
 
 
 def choices(routing: Routing) -> Int[Array, " A"]:
-    """Whether an assignment is its token's first, 0, its second, 1, and so on, as they stand in the routing."""
+    """Whether an assignment is its token's first, 0, its second, 1, and so on, as they stand in the routing.
+
+    Routers whose tokens choose put a token's best expert first.
+    """
     assignments, tokens = routing.expert.shape[0], routing.logits.shape[0]
     if routing.token is None:
         return jnp.arange(assignments, dtype=jnp.int32) % (assignments // tokens)

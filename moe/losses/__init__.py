@@ -4,7 +4,7 @@ from .balance import BalanceLoss
 from .entropy import EntropyLoss
 from .importance import Gates, ImportanceLoss, Probabilities
 from .load import LoadLoss
-from .loss import RouterLoss, assignment_share, importance, token_mean
+from .loss import RouterLoss, assignment_share, check_coefficient, importance, token_mean
 from .scope import GlobalBatch, PerSequence, Scope
 from .z import ZLoss
 
@@ -21,6 +21,7 @@ __all__ = [
     "Scope",
     "ZLoss",
     "assignment_share",
+    "check_coefficient",
     "importance",
     "token_mean",
 ]

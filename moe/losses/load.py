@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from jaxtyping import Array, Float
 
-from ..routing import Routing, RoutingContext
+from ..routing import Router, Routing, RoutingContext
 from .importance import squared_variation
 from .loss import RouterLoss
 from .scope import GlobalBatch, Scope
@@ -23,12 +23,16 @@ class LoadLoss(RouterLoss):
     scope: Scope = GlobalBatch()
     """The tokens that the load is summed over."""
 
+    def check(self, router: Router) -> None:
+        if not router.has_chance:
+            raise ValueError(
+                f"LoadLoss needs each expert's probability over the router's noise, and MoE.router is {router}, which "
+                "does not know it; allowed are routers that do, as TopK(noise=LearnedNoise()) without balancing and "
+                "groups"
+            )
+
     def __call__(self, routing: Routing, context: RoutingContext) -> Float[Array, ""]:
         if routing.chance is None:
-            raise ValueError(
-                "LoadLoss needs routing.chance, each expert's probability over the router's noise, and it is None: the "
-                "router adds no noise of known spread. Use one that does, such as TopK with its option `noise`, or "
-                "leave LoadLoss out of MoE.losses"
-            )
+            raise ValueError("LoadLoss needs routing.chance, and it is None")
         parts = self.scope.parts(routing, context)
         return parts.join(squared_variation(parts.total(routing.chance)))

@@ -1,17 +1,22 @@
 """The interface of an auxiliary loss, and means over the real tokens. Letters: T tokens, E experts."""
 
 import abc
+import math
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from ..routing import Routing, RoutingContext, assignment_counts
+from ..routing import Router, Routing, RoutingContext, assignment_counts
 
 
 class RouterLoss(abc.ABC):
     """A scalar that a router is trained on beside the task's loss. Its name in metrics is the class's name."""
 
     coefficient: float
+
+    def check(self, router: Router) -> None:  # noqa: B027
+        """Raise ValueError where the loss cannot be had of this router. `MoE` calls it, before anything is built."""
 
     @abc.abstractmethod
     def __call__(self, routing: Routing, context: RoutingContext) -> Float[Array, ""]:
@@ -33,5 +38,12 @@ def token_mean(values: Float[Array, "T *rest"], mask: Bool[Array, " T"] | None) 
     """Mean over the real tokens."""
     if mask is None:
         return values.mean(axis=0)
-    real = mask.astype(values.dtype)
-    return jnp.tensordot(real, values, axes=1) / jnp.maximum(real.sum(), 1.0)
+    # Chosen and added, for a product would round to bfloat16 on a TPU, and NaN * 0 is NaN.
+    real = mask.reshape(-1, *[1] * (values.ndim - 1))
+    return jnp.where(real, values, 0.0).sum(axis=0) / jnp.maximum(mask.sum().astype(values.dtype), 1.0)
+
+
+def check_coefficient(config: Any) -> None:
+    """Refuse a coefficient that is not a finite number."""
+    if not math.isfinite(config.coefficient):
+        raise ValueError(f"{type(config).__name__}.coefficient is {config.coefficient}; it must be finite")

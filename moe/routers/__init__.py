@@ -4,7 +4,7 @@ from .base import BASE, BASERouter
 from .equal_weights import EqualWeights, EqualWeightsRouter
 from .expert_choice import ExpertChoice, ExpertChoiceRouter
 from .hash import Hash, HashRouter, HashTable, RandomTable, balanced_table
-from .null_experts import NullBalanceLoss, NullExperts, NullExpertsRouter
+from .null_experts import NullExperts, NullExpertsRouter
 from .random import Random, RandomRouter
 from .relu import ReLURouter, ReLURouting
 from .sinkhorn import Sinkhorn, SinkhornRouter
@@ -21,7 +21,6 @@ __all__ = [
     "Hash",
     "HashRouter",
     "HashTable",
-    "NullBalanceLoss",
     "NullExperts",
     "NullExpertsRouter",
     "Random",

@@ -16,10 +16,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from ..routing import Router, Routing, RoutingContext
+from ..routing import Router, Routing, RoutingContext, padding_to_nobody
+from ..routing_groups import check_routing_group, in_groups, real_in_groups
 from ..scores import Sigmoid
 from .gate import Gate
-from .groups import check_routing_group, in_groups, real_in_groups
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +77,7 @@ class BASERouter(nnx.Module):
         tokens, experts = logits.shape
         expert = self._shared_out(logits, context) if context.training else jnp.argmax(logits, axis=1)
         weight = jnp.take_along_axis(scores, expert[:, None], axis=1)[:, 0]
-        if context.mask is not None:
-            weight, expert = jnp.where(context.mask, weight, 0.0), jnp.where(context.mask, expert, experts)
+        expert, weight = padding_to_nobody(expert, weight, context.mask, experts)
         return Routing(expert, weight, None, logits, probs), None
 
     def _shared_out(self, logits: Float[Array, "T E"], context: RoutingContext) -> Int[Array, " T"]:

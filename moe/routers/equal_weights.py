@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ..routing import Router, Routing, RoutingContext
+from ..routing import Router, Routing, RoutingContext, padding_to_nobody
 from .gate import Gate
 
 
@@ -52,7 +52,5 @@ class EqualWeightsRouter(nnx.Module):
         logits = self.gate(x)
         _, expert = jax.lax.top_k(logits, self.config.k)
         weight = jnp.ones(expert.shape, jnp.float32)
-        if context.mask is not None:
-            real = context.mask[:, None]
-            weight, expert = jnp.where(real, weight, 0.0), jnp.where(real, expert, logits.shape[1])
+        expert, weight = padding_to_nobody(expert, weight, context.mask, logits.shape[1])
         return Routing(expert.reshape(-1), weight.reshape(-1), None, logits, jax.nn.softmax(logits, axis=-1)), None

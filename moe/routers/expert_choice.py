@@ -16,8 +16,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from ..routing import Router, Routing, RoutingContext
+from ..routing_groups import check_routing_group, in_groups, real_in_groups
 from .gate import Gate
-from .groups import check_routing_group, in_groups, real_in_groups
 
 _ROUNDING = 1 - 1e-6
 """Keeps a product that float32 has put a little above a whole number from being rounded up to the next."""

@@ -73,6 +73,10 @@ class Hash(Router):
     def weight_sum(self) -> float | None:
         return 1.0
 
+    @property
+    def vocabulary(self) -> int | None:
+        return self.vocab
+
     def build(self, *, width: int, experts: int, key: jax.Array) -> "HashRouter":
         if self.k > experts:
             raise ValueError(f"Hash.k is {self.k}; with {experts} experts it must be at most {experts}")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ..routing import Router, RouterState, Routing, RoutingContext
+from ..routing import Router, RouterState, Routing, RoutingContext, padding_to_nobody
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +55,6 @@ class RandomRouter(nnx.Module):
         # The k largest of independent uniform numbers are k experts without replacement, all sets equally probable.
         _, expert = jax.lax.top_k(jax.random.uniform(key, shape), k)
         weight = jnp.full(expert.shape, 1.0 / k)
-        if context.mask is not None:
-            real = context.mask[:, None]
-            weight, expert = jnp.where(real, weight, 0.0), jnp.where(real, expert, self.experts)
+        expert, weight = padding_to_nobody(expert, weight, context.mask, self.experts)
         nothing = jnp.zeros(shape, jnp.float32)
         return Routing(expert.reshape(-1), weight.reshape(-1), None, nothing, nothing + 1.0 / self.experts), None

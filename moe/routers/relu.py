@@ -31,8 +31,8 @@ class ReLURouting(Router):
 
     The router adds to the loss coefficient * mean over tokens of sum_e f_e relu(logit_e), with f_e = E / k times the
     share of tokens that expert e gets: busy experts are pressed harder, which balances the load, so a balance loss is
-    not needed: `MoE(losses=())`. After each training step the coefficient is multiplied by `adaptation` where the
-    layer is less sparse than 1 - k / E, and divided by it where it is sparser.
+    not needed: `MoE(losses=())`. After each training batch (each micro-batch of an accumulated step) the coefficient is
+    multiplied by `adaptation` where the layer is less sparse than 1 - k / E, and divided by it where it is sparser.
 
     Unlike in the paper, whose one coefficient looks at the mean sparsity of all layers, each layer has its own: a layer
     knows no other, and each then costs what it is said to cost. It stays from 1e-12 to 1e6.

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from ..routing import Router, Routing, RoutingContext
+from ..routing import Router, Routing, RoutingContext, padding_to_nobody
+from ..routing_groups import check_routing_group, in_groups, real_in_groups
 from ..scores import Scores, Sigmoid
 from .gate import Gate
-from .groups import check_routing_group, in_groups, real_in_groups
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +82,7 @@ class SinkhornRouter(nnx.Module):
             preference = grouped.reshape(-1, experts)[:tokens]
         _, expert = jax.lax.top_k(preference, self.config.k)
         weight = jnp.take_along_axis(scores, expert, axis=1)
-        if context.mask is not None:
-            real = context.mask[:, None]
-            weight, expert = jnp.where(real, weight, 0.0), jnp.where(real, expert, experts)
+        expert, weight = padding_to_nobody(expert, weight, context.mask, experts)
         return Routing(expert.reshape(-1), weight.reshape(-1), None, logits, probs), None
 
 

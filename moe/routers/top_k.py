@@ -14,8 +14,8 @@ from jaxtyping import Array, Float
 
 from ..balancing import Balancing
 from ..group_limit import GroupLimit
-from ..noise import Noise, NoisyLogits, chance_of_top_k
-from ..routing import Router, Routing, RoutingContext, assignment_counts
+from ..noise import LearnedNoise, Noise, NoisyLogits, chance_of_top_k
+from ..routing import Router, Routing, RoutingContext, assignment_counts, padding_to_nobody
 from ..scores import Scores, Softmax, normalized
 from .gate import Gate
 
@@ -66,6 +66,10 @@ class TopK(Router):
         return float(self.k)
 
     @property
+    def has_chance(self) -> bool:
+        return isinstance(self.noise, LearnedNoise) and self.balancing is None and self.groups is None
+
+    @property
     def weight_sum(self) -> float | None:
         return self.scale if self.renormalize else None
 
@@ -101,11 +105,8 @@ class TopKRouter(nnx.Module):
         _, expert = jax.lax.top_k(jax.lax.stop_gradient(selection), config.k)
         weight = jnp.take_along_axis(scores, expert, axis=1)
         weight = config.scale * (normalized(weight) if config.renormalize else weight)
-        if context.mask is not None:
-            real = context.mask[:, None]
-            weight, expert = jnp.where(real, weight, 0.0), jnp.where(real, expert, probs.shape[1])
-        by_logits_alone = self.balancing is None and config.groups is None
-        chance = chance_of_top_k(noisy, config.k) if by_logits_alone else None
+        expert, weight = padding_to_nobody(expert, weight, context.mask, probs.shape[1])
+        chance = chance_of_top_k(noisy, config.k) if config.has_chance else None
         routing = Routing(expert.reshape(-1), weight.reshape(-1), None, noisy.logits, probs, chance)
         return routing, self._new_state(routing) if context.training else None
 

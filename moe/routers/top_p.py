@@ -21,8 +21,9 @@ class TopP(Router):
 
     Weights are the probabilities, not divided by their sum, as in the paper. The paper has no bound: static shapes need
     one, and what a token would take beyond it counts as dropped in the statistics. Memory and the longest step follow
-    `most`, not the mean. Alone, the router tends to spread its probability over all experts; the paper trains it with
-    `BalanceLoss` and its dynamic loss, `EntropyLoss(coefficient=1e-4, marginal=0.0)`.
+    `most`, not the mean, and so do the places of a `CapacityDispatcher`. Alone, the router tends to spread its
+    probability over all experts; the paper trains it with `BalanceLoss` and its dynamic loss,
+    `EntropyLoss(coefficient=1e-4, marginal=0.0)`.
     """
 
     p: float = 0.4

@@ -7,12 +7,15 @@ Letters: D width, F hidden width of the dense network, E experts, I hidden width
 """
 
 import abc
+import math
 from typing import NamedTuple
 
 import jax
 from jaxtyping import Array, Float
 
 from ..layer import MoE
+from ..routers import TopK
+from ..scores import Softmax
 
 
 class DenseWeights(NamedTuple):
@@ -60,9 +63,9 @@ class Upcycling(abc.ABC):
 
 
 def check_scale(technique: Upcycling, scale: float | None) -> None:
-    """Refuse a scale that is not above 0."""
-    if scale is not None and not scale > 0:
-        raise ValueError(f"{type(technique).__name__}.scale is {scale}; it must be above 0, or None")
+    """Refuse a scale that is not above 0 and finite."""
+    if scale is not None and not 0 < scale < math.inf:
+        raise ValueError(f"{type(technique).__name__}.scale is {scale}; it must be above 0 and finite, or None")
 
 
 def output_scale(scale: float | None, mixture: MoE, *, parts: float = 1.0) -> float:
@@ -79,12 +82,14 @@ def output_scale(scale: float | None, mixture: MoE, *, parts: float = 1.0) -> fl
     if scale is not None:
         return scale
     if mixture.router.weight_sum is None:
-        uniform = mixture.router.experts_per_token / mixture.experts
+        router, hint = mixture.router, ""
+        if isinstance(router, TopK) and isinstance(router.scores, Softmax):
+            uniform = router.scale * router.k / mixture.experts
+            hint = f"; {parts / uniform:g} is right while all experts are equally probable"
         raise ValueError(
             f"MoE.router is {mixture.router}, whose weights have another sum for every token: no scale of the experts "
             "keeps the dense network's function. Use a router whose weights have a constant sum, as "
-            f"TopK(renormalize=True), or set the technique's scale; {parts / uniform:g} is right while all experts are "
-            "equally probable"
+            f"TopK(renormalize=True), or set the technique's scale{hint}"
         )
     return parts / mixture.router.weight_sum
 

@@ -9,11 +9,17 @@ from dynamoe.moe import (
     BalanceLoss,
     EntropyLoss,
     ImportanceLoss,
+    Jitter,
+    LearnedNoise,
     LoadLoss,
+    LossFree,
+    MoE,
     PerSequence,
     Probabilities,
     Routing,
     RoutingContext,
+    Sigmoid,
+    TopK,
     ZLoss,
 )
 from dynamoe.moe.losses import token_mean
@@ -138,8 +144,31 @@ def test_load_loss_by_hand():
 
 
 def test_load_loss_refuses_a_router_without_noise():
-    with pytest.raises(ValueError, match=r"LoadLoss needs routing\.chance, .* and it is None: .* TopK with its option"):
+    with pytest.raises(ValueError, match=r"LoadLoss needs routing\.chance, and it is None"):
         LoadLoss()(pair([[0.7, 0.3], [0.5, 0.5]]), NO_CONTEXT)
+    for router in (TopK(), TopK(noise=Jitter()), TopK(noise=LearnedNoise(), scores=Sigmoid(), balancing=LossFree())):
+        with pytest.raises(
+            ValueError, match=r"LoadLoss needs .* MoE\.router is TopK.* as TopK\(noise=LearnedNoise\(\)"
+        ):
+            MoE(router=router, losses=(LoadLoss(),))
+    MoE(router=TopK(noise=LearnedNoise()), losses=(LoadLoss(),))
+
+
+@pytest.mark.parametrize("losses", [BalanceLoss(), (0.01,)])
+def test_losses_that_are_no_tuple_of_losses_are_refused(losses, unchecked):
+    with pytest.raises(ValueError, match=r"MoE\.losses is .*; it must be a tuple of router losses"):
+        MoE(losses=losses)
+
+
+@pytest.mark.parametrize("coefficient", [float("nan"), float("inf")])
+def test_a_coefficient_that_is_not_finite_is_refused(coefficient):
+    with pytest.raises(ValueError, match=rf"ZLoss\.coefficient is {coefficient}; it must be finite"):
+        MoE(losses=(ZLoss(coefficient=coefficient),))
+
+
+def test_what_a_loss_holds_at_padding_does_not_count():
+    mean = token_mean(jnp.array([1.0, jnp.nan, 3.0]), jnp.array([True, False, True]))
+    np.testing.assert_allclose(mean, 2.0)
 
 
 def test_entropy_loss_by_hand():

@@ -25,8 +25,11 @@ every_order = pytest.mark.parametrize("order", ORDERS, ids=str)
 def routing_of(expert, weight, token=None):
     tokens = len(expert) if token is None else int(max(token)) + 1
     zeros = jnp.zeros((tokens, E))
+    largest = np.zeros(tokens, np.float32)
+    np.maximum.at(largest, np.arange(tokens).repeat(K) if token is None else np.array(token), np.ravel(weight))
+    probs = zeros.at[:, 0].set(largest)  # of the probabilities, priority looks at the largest alone
     flat = jnp.array(np.ravel(expert), jnp.int32), jnp.array(np.ravel(weight), jnp.float32)
-    return Routing(*flat, None if token is None else jnp.array(token, jnp.int32), zeros, zeros)
+    return Routing(*flat, None if token is None else jnp.array(token, jnp.int32), zeros, probs)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from dynamoe.moe import BatchPriority, CapacityDispatcher, DenseDispatcher, ExpertChoice, MoE, RoutingContext, TopK
-from dynamoe.moe.routers.groups import in_groups, real_in_groups
+from dynamoe.moe.routing_groups import in_groups, real_in_groups
 
 
 def test_the_last_group_is_filled_up():

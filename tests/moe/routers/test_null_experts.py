@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynamoe.moe import MoE, NullBalanceLoss, NullExperts, RoutingContext
+from dynamoe.moe import MoE, NullExperts, RoutingContext
 from dynamoe.moe.routing import NO_CONTEXT
 
 E, N = 3, 2
@@ -52,22 +52,21 @@ def test_balance_loss_is_the_papers_sum_over_real_and_null_experts(k):
     probs = jax.nn.softmax(2 * jax.random.normal(jax.random.key(3), (12, E + N)))
     for mask in (jnp.ones(12, bool), jnp.arange(12) % 5 != 2):
         context = RoutingContext(mask=mask)
-        routing = route(NullExperts(k=k, null_experts=N, experts_per_token=1.0), probs, context)
-        loss = NullBalanceLoss(null_experts=N)(routing, context)
-        np.testing.assert_allclose(loss, loss_by_sorting(probs, k, mask), rtol=1e-4)
+        config = NullExperts(k=k, null_experts=N, experts_per_token=1.0, coefficient=0.1)
+        np.testing.assert_allclose(route(config, probs, context).loss, 0.1 * loss_by_sorting(probs, k, mask), rtol=1e-4)
 
 
 def test_balance_loss_by_hand():
     # One token chooses expert 0 and a null expert: f = (1/2, 0, 0), and each of two null experts 1/4 on average.
     # P = (0.4, 0.1, 0.1), null 0.3 + 0.1. (3 + 2) * (1/2 * 0.4 + 1/4 * 0.4) = 1.5.
-    routing = route(NullExperts(k=2, null_experts=N), [[0.4, 0.1, 0.1, 0.3, 0.1]])
-    np.testing.assert_allclose(NullBalanceLoss(null_experts=N)(routing, NO_CONTEXT), 1.5, rtol=1e-5)
+    routing = route(NullExperts(k=2, null_experts=N, coefficient=2.0), [[0.4, 0.1, 0.1, 0.3, 0.1]])
+    np.testing.assert_allclose(routing.loss, 2.0 * 1.5, rtol=1e-5)
 
 
 def test_balance_loss_of_padding_alone_is_zero():
     context = RoutingContext(mask=jnp.zeros(2, bool))
     routing = route(NullExperts(k=2, null_experts=N), [[0.4, 0.1, 0.1, 0.3, 0.1]] * 2, context)
-    assert NullBalanceLoss(null_experts=N)(routing, context) == 0
+    assert routing.loss == 0
 
 
 def test_the_estimate_of_the_mean_is_what_the_costs_are_counted_by():
@@ -81,7 +80,7 @@ def test_the_estimate_of_the_mean_is_what_the_costs_are_counted_by():
         (NullExperts, {"null_experts": 0}, r"NullExperts\.null_experts is 0; it must be at least 1"),
         (NullExperts, {"experts_per_token": 0.0}, r"NullExperts\.experts_per_token is 0\.0; it must be above 0"),
         (NullExperts, {"experts_per_token": 5.0}, r"experts_per_token is 5\.0; it must be above 0 and at most k, 4"),
-        (NullBalanceLoss, {"null_experts": 0}, r"NullBalanceLoss\.null_experts is 0; it must be at least 1"),
+        (NullExperts, {"coefficient": float("nan")}, r"NullExperts\.coefficient is nan; it must be finite"),
     ],
 )
 def test_a_bad_config_is_refused(config, arguments, message):

@@ -6,14 +6,14 @@ Letters: T tokens, G groups, N tokens of a group.
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Shaped
 
-from ..routing import RoutingContext
+from .routing import RoutingContext
 
 
-def check_routing_group(router: object, routing_group: int | None) -> None:
+def check_routing_group(config: object, routing_group: int | None) -> None:
     """Refuse a routing group without tokens."""
     if routing_group is not None and routing_group < 1:
         raise ValueError(
-            f"{type(router).__name__}.routing_group is {routing_group}; it must be at least 1 token, or None"
+            f"{type(config).__name__}.routing_group is {routing_group}; it must be at least 1 token, or None"
         )
 
 
