@@ -18,6 +18,7 @@ from dynamoe.moe import (
     DenseDispatcher,
     Experts,
     FeedForward,
+    Hash,
     MoE,
     MoEStats,
     Router,
@@ -559,6 +560,10 @@ def test_a_router_that_looks_ahead_is_refused_unless_the_config_allows_it():
         ({"unroll": 0}, r"Decoder\.unroll is 0; it must be at least 1"),
         ({"width": 30}, r"width is 30; with Attention\.heads=4 .* it must be a multiple of 8"),
         ({"norm_epsilon": -1.0}, r"Decoder\.norm_epsilon is -1\.0; it must be at least 0"),
+        (
+            {"ffn": MoE(router=Hash(vocab=8), losses=())},
+            r"Decoder\.ffn of layer 0 knows 8 token ids, and Decoder\.vocab is",
+        ),
         ({"dtype": "float16"}, r"Decoder\.dtype is 'float16'; allowed are 'float32' and 'bfloat16'"),
     ],
 )

@@ -20,6 +20,7 @@ from dynamoe.moe import (
     GranularSplit,
     LayerPattern,
     MoE,
+    NullExperts,
     Router,
     RouterState,
     Routing,
@@ -141,6 +142,12 @@ REFUSED: dict[str, tuple[Decoder, Decoder, Upcycling, str]] = {
         with_ffn(MoE(experts=2, expert=GELU(hidden=12))),
         Copy(),
         r"layer 0: MoE.expert is GELU.* the technique makes .*gate",
+    ),
+    "a gate that is wider": (
+        DENSE,
+        with_ffn(MoE(experts=4, router=NullExperts(null_experts=2), expert=SwiGLU(hidden=6), losses=())),
+        GranularSplit(shards=2, scale=2.0),
+        r"layer 0: MoE.router is NullExperts.* whose gate is \[8, 6\]; GranularSplit makes one of \[8, 4\]",
     ),
     "shards": (
         DENSE,

@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from dynamoe.moe import (
     BASE,
+    BalanceLoss,
     DenseDispatcher,
     EqualWeights,
     ExpertChoice,
@@ -25,6 +27,7 @@ from dynamoe.moe import (
     LossFree,
     MoE,
     NullExperts,
+    PerSequence,
     Random,
     ReLURouting,
     Router,
@@ -35,6 +38,7 @@ from dynamoe.moe import (
     Softmax,
     TopK,
     TopP,
+    ZLoss,
 )
 from dynamoe.moe.routing import assignment_counts, tokens_of
 
@@ -274,3 +278,25 @@ def test_the_program_is_as_long_for_many_experts(case, operations):
         return operations(lambda x: router(x, context)[0], jnp.ones((128, D)))
 
     assert length(32) == length(8)
+
+
+def route_on_one_device_and_on_eight():
+    """Every sequence of a batch on a device of its own: routings, statistics, losses and states stay the same."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    x = jax.random.normal(jax.random.key(1), (8, S, D))
+    split = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
+    ids = jnp.arange(8 * S, dtype=jnp.int32) % 11
+    context = RoutingContext(mask=ids != 3, token_ids=ids, key=jax.random.key(5), training=True)
+    for case in CASES:
+        losses = () if case.name == "null experts" else (BalanceLoss(scope=PerSequence()), ZLoss())
+        config = MoE(experts=E, router=case.config, expert=Scale(), dispatcher=DenseDispatcher(), losses=losses)
+        graph, state = nnx.split(config.build(width=D, key=jax.random.key(3)))
+        run = jax.jit(lambda state, x, graph=graph: nnx.merge(graph, state)(x, context))
+        one, eight = run(state, x), run(state, split)
+        assert len(eight[0].sharding.device_set) == 8
+        for here, there in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
+            np.testing.assert_allclose(there, here, rtol=1e-5, atol=1e-6, err_msg=case.name)
+
+
+def test_routers_do_the_same_on_one_device_and_on_eight(run_with_devices):
+    run_with_devices(8, route_on_one_device_and_on_eight)

@@ -1,5 +1,7 @@
 """`TopK` against the routers of transformers, recorded by ../fixtures/make_routing_by_transformers.py."""
 
+import importlib.util
+import runpy
 from pathlib import Path
 
 import jax
@@ -32,9 +34,12 @@ ROUTERS = {
 }
 
 
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+
+
 @pytest.fixture(scope="module")
 def recorded():
-    with np.load(Path(__file__).parent.parent / "fixtures" / "routing_by_transformers.npz") as file:
+    with np.load(FIXTURES / "routing_by_transformers.npz") as file:
         return dict(file)
 
 
@@ -71,3 +76,11 @@ def test_the_published_router_chooses_and_weighs_the_same(name, recorded):
 
 def test_every_recorded_router_is_tested(recorded):
     assert {name.split("/")[0] for name in recorded} - {"x"} == set(ROUTERS)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="needs the extra parity: transformers")
+def test_what_is_recorded_is_what_transformers_does(recorded):
+    found = runpy.run_path(str(FIXTURES / "make_routing_by_transformers.py"))["arrays"]()
+    assert set(found) == set(recorded)
+    for name, array in found.items():
+        np.testing.assert_allclose(array, recorded[name], rtol=1e-5, atol=1e-6, err_msg=name)
