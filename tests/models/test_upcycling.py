@@ -159,7 +159,7 @@ REFUSED: dict[str, tuple[Decoder, Decoder, Upcycling, str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_does_not_fit_is_refused_without_computing(case: str) -> None:
+def test_what_does_not_fit_is_refused_without_computing(case: str, unchecked: None) -> None:
     before, after, technique, message = REFUSED[case]
     with pytest.raises(ValueError, match=message):
         check_upcycling(before, after, technique)
