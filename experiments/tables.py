@@ -32,8 +32,9 @@ def parts_table(experiment: Experiment) -> page.Table:
 def for_terminal(table: page.Table) -> Table:
     """A table of a report, as a terminal shows it."""
     shown = Table(caption=Text(table.caption), caption_justify="left", caption_style="dim")
-    for name, numeric in zip(table.columns, table.numeric, strict=True):
-        shown.add_column(name, justify="right" if numeric else "left")
+    for place, (name, numeric) in enumerate(zip(table.columns, table.numeric, strict=True)):
+        # What a row is about stays whole: it may be what one has to type.
+        shown.add_column(name, justify="right" if numeric else "left", no_wrap=place == 0)
     for cells in table.cells:
         shown.add_row(*cells)
     return shown
