@@ -1,5 +1,7 @@
 """The one public function. Letters: M rows, D inner width, F output width, E groups."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,12 +24,24 @@ def _mosaic_tpu(x, w, group_sizes):
     return grouped_matmul_mosaic_tpu(x, w, group_sizes)
 
 
+def _marking(run: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """The same, with NaN in one element of y where traced group sizes break their bounds."""
+
+    def run_and_mark(x, w, group_sizes):
+        y = run(x, w, group_sizes)
+        if not isinstance(group_sizes, Tracer):
+            return y
+        return _mark(y, jnp.any(group_sizes < 0) | (jnp.sum(group_sizes) > y.shape[0]))
+
+    return run_and_mark
+
+
 IMPLEMENTATIONS = {
-    "native": grouped_matmul_native,
-    "blocked": grouped_matmul_blocked,
-    "xla": grouped_matmul_xla,
-    "mosaic_tpu": _mosaic_tpu,
-    "reference": grouped_matmul_reference,
+    "native": grouped_matmul_native,  # marks by itself: in XLA that took as long as decoding a few rows
+    "blocked": _marking(grouped_matmul_blocked),
+    "xla": _marking(grouped_matmul_xla),
+    "mosaic_tpu": _marking(_mosaic_tpu),
+    "reference": _marking(grouped_matmul_reference),
 }
 PREFERRED = {"cpu": ("native", "blocked"), OTHER: ("xla",)}
 DTYPES = (jnp.float32, jnp.bfloat16)
@@ -81,10 +95,7 @@ def grouped_matmul(
         x = jax.lax.stop_gradient(x)
     if isinstance(w, Quantized):
         w = jax.lax.stop_gradient(w)
-    y = run_implementation(implementation, IMPLEMENTATIONS, PREFERRED, x, w, group_sizes)
-    if isinstance(group_sizes, Tracer):
-        return _poison(y, jnp.any(group_sizes < 0) | (jnp.sum(group_sizes) > y.shape[0]))
-    return y
+    return run_implementation(implementation, IMPLEMENTATIONS, PREFERRED, x, w, group_sizes)
 
 
 def _check(x: jax.Array | QuantizedRows, w: jax.Array | Quantized, group_sizes: jax.Array) -> None:
@@ -134,11 +145,11 @@ def _check_integers(x: QuantizedRows, w: jax.Array | Quantized) -> None:
 
 
 @jax.custom_vjp
-def _poison(y: Float[Array, "M F"], broken: jax.Array) -> Float[Array, "M F"]:
+def _mark(y: Float[Array, "M F"], broken: jax.Array) -> Float[Array, "M F"]:
     """Put NaN into one element where `broken`. The gradient passes untouched: a copy of it would not be free."""
     # A row is written, not an element: beside one, XLA of jaxlib 0.10.2 put wrong numbers where a mesh splits F.
     first = jnp.arange(y.shape[1]) == 0
     return y.at[0].set(jnp.where(broken & first, jnp.full((), jnp.nan, y.dtype), y[0]))
 
 
-_poison.defvjp(lambda y, broken: (_poison(y, broken), None), lambda _, dy: (dy, None))
+_mark.defvjp(lambda y, broken: (_mark(y, broken), None), lambda _, dy: (dy, None))

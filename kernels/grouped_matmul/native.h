@@ -16,7 +16,9 @@
 #include <atomic>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <memory>
+#include <numeric>
 #include <thread>
 #include <type_traits>
 #include <utility>
@@ -392,8 +394,7 @@ void RunAll(ffi::ThreadPool& pool, const std::vector<Task<B>>& groups, const Res
   });
 }
 
-// Each group's first row and its rows. Clipped: sizes that break their bounds, which the caller reports, must not lead
-// outside the arrays.
+// Each group's first row and its rows. Clipped: sizes that break their bounds must not lead outside the arrays.
 std::vector<std::pair<int64_t, int64_t>> Groups(const ffi::AnyBuffer& sizes, int64_t rows) {
   std::vector<std::pair<int64_t, int64_t>> groups;
   int64_t start = 0;
@@ -403,6 +404,12 @@ std::vector<std::pair<int64_t, int64_t>> Groups(const ffi::AnyBuffer& sizes, int
     start += size;
   }
   return groups;
+}
+
+// Whether a size is negative, or all together are more than the rows.
+bool BreaksBounds(const ffi::AnyBuffer& sizes, int64_t rows) {
+  const int32_t *first = sizes.typed_data<int32_t>(), *last = first + sizes.element_count();
+  return std::any_of(first, last, [](int32_t size) { return size < 0; }) || std::accumulate(first, last, int64_t{0}) > rows;
 }
 
 Left LeftOf(const ffi::AnyBuffer& x, bool rows_are_depth) {
@@ -416,7 +423,8 @@ Result ResultOf(ffi::Result<ffi::AnyBuffer>& result) {
           static_cast<int64_t>(result->element_count()) / columns, columns};
 }
 
-// y[i] = x[i] w[e], or x[i] w[e]^T, for the rows i of each group e; matrix(e) is w[e] as it is stored.
+// y[i] = x[i] w[e], or x[i] w[e]^T, for the rows i of each group e; matrix(e) is w[e] as it is stored. Sizes that break
+// their bounds make y[0, 0] NaN; not the transposed product, for a gradient belongs to a y that shows it already.
 template <typename Matrix>
 void RowsTimesMatrices(ffi::ThreadPool& pool, const Left& left, const ffi::AnyBuffer& sizes, bool transposed,
                        const Matrix& matrix, ffi::Result<ffi::AnyBuffer>& result) {
@@ -431,6 +439,9 @@ void RowsTimesMatrices(ffi::ThreadPool& pool, const Left& left, const ffi::AnyBu
   int64_t rest = (y.rows - end) * y.columns;
   std::memset(y.half ? static_cast<void*>(y.Half(end, 0)) : y.Float(end, 0), 0, rest * (y.half ? 2 : 4));
   RunAll(pool, groups, y);
+  if (transposed || !BreaksBounds(sizes, y.rows)) return;
+  if (y.half) *y.Half(0, 0) = 0x7fc0;
+  else *y.Float(0, 0) = std::numeric_limits<float>::quiet_NaN();
 }
 
 }  // namespace
