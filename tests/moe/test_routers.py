@@ -15,6 +15,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from dynamoe.moe import (
     BASE,
     BalanceLoss,
+    CapacityDispatcher,
     DenseDispatcher,
     EqualWeights,
     ExpertChoice,
@@ -268,6 +269,18 @@ def test_tokens_of_spells_out_the_token_major_order():
 
     np.testing.assert_array_equal(tokens_of(routing(None)), [0, 0, 1, 1, 2, 2])
     np.testing.assert_array_equal(tokens_of(routing(jnp.array([2, 1, 0, 0, 1, 2]))), [2, 1, 0, 0, 1, 2])
+
+
+@every_router
+def test_no_expert_gets_more_than_its_capacity_and_what_is_dropped_is_counted(case, x):
+    routing, _ = route(case, x, EVALUATION)
+    dispatcher = CapacityDispatcher(capacity_factor=0.5)
+    plan = dispatcher.plan(routing)
+    expert = np.asarray(routing.expert)
+    kept = expert[np.asarray(plan.places.row) < len(plan.places.assignment)]
+    places = dispatcher.capacity(tokens=T, assignments=len(expert), experts=E)
+    assert np.bincount(kept, minlength=E).max() <= places and (kept < E).all()
+    np.testing.assert_allclose(plan.dropped, 1 - len(kept) / (expert < E).sum(), rtol=1e-6)
 
 
 @every_router
