@@ -52,7 +52,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Trained:
         RunDirectory.open(path, experiment, recipe)
         router: Any = experiment.model.feed_forwards[0]
         bits = 2.0 + router.router.noise + 0.01 * experiment.seed
-        return Result(path, experiment.steps, bits, 1.0, cast(Any, trainer), cast(Any, None), None)
+        nothing: Any = None
+        return Result(path, experiment.steps, bits, 1.0, cast(Any, trainer), nothing, nothing, None)
 
     seconds = iter((1.0, 2.0))
     monkeypatch.setattr(running, "train", train)
