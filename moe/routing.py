@@ -111,6 +111,16 @@ class Router(abc.ABC):
         """Build the router for tokens of `width` and `experts` experts. Raises ValueError where the two do not fit."""
 
 
+def check_choices(config: Router, experts: int, *fields: str) -> None:
+    """Refuse a router that sends a token to more experts than there are; the fields say to how many, None to all."""
+    for field in fields:
+        choices = getattr(config, field)
+        if choices is not None and choices > experts:
+            raise ValueError(
+                f"{type(config).__name__}.{field} is {choices}; with {experts} experts it must be at most {experts}"
+            )
+
+
 def padding_to_nobody(
     expert: Int[Array, "T *K"], weight: Float[Array, "T *K"], mask: Bool[Array, " T"] | None, experts: int
 ) -> tuple[Int[Array, "T *K"], Float[Array, "T *K"]]:

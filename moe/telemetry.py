@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from .losses import RouterLoss, assignment_share, importance, token_mean
+from .losses import RouterLoss, assignment_share, entropy, importance, token_mean
 from .routing import Routing, RoutingContext, assignment_counts, tokens_of
 
 ROUTERS_OWN = "RouterOwnLoss"
@@ -52,11 +52,10 @@ def moe_stats(
     if routing.loss is not None:
         values[ROUTERS_OWN] = routing.loss
         weighted.append(routing.loss)
-    log_probs = jnp.log(jnp.maximum(routing.probs, jnp.finfo(jnp.float32).tiny))
     return MoEStats(
         load=load,
         importance=importance(routing, context.mask),
-        entropy=token_mean(-(routing.probs * log_probs).sum(axis=-1), context.mask),
+        entropy=token_mean(entropy(routing.probs), context.mask),
         max_violation=jnp.maximum(load.max() * experts - 1.0, 0.0),
         dropped=_with_cut_off(dropped, routing),
         losses=values,

@@ -3,6 +3,7 @@
 Letters: T tokens, D width, F hidden width, E experts, K experts per token, A = T * K assignments.
 """
 
+import dataclasses
 import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -141,7 +142,7 @@ def _checks(
 ) -> Iterator[Callable[[Console], bool]]:
     """Against every expert on every one of some tokens, and against the other library on all."""
     some = min(512, shape.tokens)
-    _, oracle = _compiled(MoE(**{**vars(config), "dispatcher": DenseDispatcher()}), shape)
+    _, oracle = _compiled(dataclasses.replace(config, dispatcher=DenseDispatcher()), shape)
     part = (x[:, :some], dy[:, :some])
     yield lambda console: _equal("every expert on every token", layer(params, *part), oracle(params, *part), console)
     if (results := peers.results) is not None:

@@ -409,7 +409,8 @@ std::vector<std::pair<int64_t, int64_t>> Groups(const ffi::AnyBuffer& sizes, int
 // Whether a size is negative, or all together are more than the rows.
 bool BreaksBounds(const ffi::AnyBuffer& sizes, int64_t rows) {
   const int32_t *first = sizes.typed_data<int32_t>(), *last = first + sizes.element_count();
-  return std::any_of(first, last, [](int32_t size) { return size < 0; }) || std::accumulate(first, last, int64_t{0}) > rows;
+  bool negative = std::any_of(first, last, [](int32_t size) { return size < 0; });
+  return negative || std::accumulate(first, last, int64_t{0}) > rows;
 }
 
 Left LeftOf(const ffi::AnyBuffer& x, bool rows_are_depth) {

@@ -1,7 +1,7 @@
 """Auxiliary losses of routers: one technique, one file."""
 
 from .balance import BalanceLoss
-from .entropy import EntropyLoss
+from .entropy import EntropyLoss, entropy
 from .importance import Gates, ImportanceLoss, Probabilities
 from .load import LoadLoss
 from .loss import RouterLoss, assignment_share, check_coefficient, importance, token_mean
@@ -22,6 +22,7 @@ __all__ = [
     "ZLoss",
     "assignment_share",
     "check_coefficient",
+    "entropy",
     "importance",
     "token_mean",
 ]

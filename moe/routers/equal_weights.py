@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ..routing import Router, Routing, RoutingContext, padding_to_nobody
+from ..routing import Router, Routing, RoutingContext, check_choices, padding_to_nobody
 from .gate import Gate
 
 
@@ -36,8 +36,7 @@ class EqualWeights(Router):
         return float(self.k)
 
     def build(self, *, width: int, experts: int, key: jax.Array) -> "EqualWeightsRouter":
-        if self.k > experts:
-            raise ValueError(f"EqualWeights.k is {self.k}; with {experts} experts it must be at most {experts}")
+        check_choices(self, experts, "k")
         return EqualWeightsRouter(self, width=width, experts=experts, key=key)
 
 

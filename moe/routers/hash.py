@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from ..routing import Router, RouterState, Routing, RoutingContext
+from ..routing import Router, RouterState, Routing, RoutingContext, check_choices
 
 
 class HashTable(abc.ABC):
@@ -78,8 +78,7 @@ class Hash(Router):
         return self.vocab
 
     def build(self, *, width: int, experts: int, key: jax.Array) -> "HashRouter":
-        if self.k > experts:
-            raise ValueError(f"Hash.k is {self.k}; with {experts} experts it must be at most {experts}")
+        check_choices(self, experts, "k")
         table = self.table.build(vocab=self.vocab, experts=experts, k=self.k, key=key)
         if table.shape != (self.vocab, self.k) or table.dtype != jnp.int32:
             raise ValueError(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ..routing import Router, RouterState, Routing, RoutingContext, padding_to_nobody
+from ..routing import Router, RouterState, Routing, RoutingContext, check_choices, padding_to_nobody
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +36,7 @@ class Random(Router):
         return 1.0
 
     def build(self, *, width: int, experts: int, key: jax.Array) -> "RandomRouter":
-        if self.k > experts:
-            raise ValueError(f"Random.k is {self.k}; with {experts} experts it must be at most {experts}")
+        check_choices(self, experts, "k")
         return RandomRouter(self, experts=experts, key=key)
 
 

@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from ..losses import token_mean
-from ..routing import Router, RouterState, Routing, RoutingContext
+from ..routing import Router, RouterState, Routing, RoutingContext, check_choices
 from ..scores import normalized
 from .gate import Gate
 
@@ -68,11 +68,7 @@ class ReLURouting(Router):
         return float(self.k)
 
     def build(self, *, width: int, experts: int, key: jax.Array) -> "ReLURouter":
-        for name in ("k", "most"):
-            if (getattr(self, name) or 0) > experts:
-                raise ValueError(
-                    f"ReLURouting.{name} is {getattr(self, name)}; with {experts} experts it must be at most {experts}"
-                )
+        check_choices(self, experts, "k", "most")
         return ReLURouter(self, width=width, experts=experts, key=key)
 
 

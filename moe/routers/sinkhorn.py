@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from ..routing import Router, Routing, RoutingContext, padding_to_nobody
+from ..routing import Router, Routing, RoutingContext, check_choices, padding_to_nobody
 from ..routing_groups import check_routing_group, in_groups, real_in_groups
 from ..scores import Scores, Sigmoid
 from .gate import Gate
@@ -59,8 +59,7 @@ class Sinkhorn(Router):
         return True
 
     def build(self, *, width: int, experts: int, key: jax.Array) -> "SinkhornRouter":
-        if self.k > experts:
-            raise ValueError(f"Sinkhorn.k is {self.k}; with {experts} experts it must be at most {experts}")
+        check_choices(self, experts, "k")
         return SinkhornRouter(self, width=width, experts=experts, key=key)
 
 

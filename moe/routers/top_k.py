@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from ..balancing import Balancing
 from ..group_limit import GroupLimit
 from ..noise import LearnedNoise, Noise, NoisyLogits, chance_of_top_k
-from ..routing import Router, Routing, RoutingContext, assignment_counts, padding_to_nobody
+from ..routing import Router, Routing, RoutingContext, assignment_counts, check_choices, padding_to_nobody
 from ..scores import Scores, Softmax, normalized
 from .gate import Gate
 
@@ -74,8 +74,7 @@ class TopK(Router):
         return self.scale if self.renormalize else None
 
     def build(self, *, width: int, experts: int, key: jax.Array) -> "TopKRouter":
-        if self.k > experts:
-            raise ValueError(f"TopK.k is {self.k}; with {experts} experts it must be at most {experts}")
+        check_choices(self, experts, "k")
         if self.groups is not None:
             self.groups.check(experts=experts, k=self.k)
         return TopKRouter(self, width=width, experts=experts, key=key)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ..routing import Router, Routing, RoutingContext
+from ..routing import Router, Routing, RoutingContext, check_choices
 from .gate import Gate
 
 
@@ -46,8 +46,7 @@ class TopP(Router):
             )
 
     def build(self, *, width: int, experts: int, key: jax.Array) -> "TopPRouter":
-        if self.most > experts:
-            raise ValueError(f"TopP.most is {self.most}; with {experts} experts it must be at most {experts}")
+        check_choices(self, experts, "most")
         return TopPRouter(self, width=width, experts=experts, key=key)
 
 

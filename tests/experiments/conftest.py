@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import matplotlib.figure
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from rich.console import Console
@@ -226,3 +227,16 @@ def dynamoe(
 def recipe_text() -> str:
     """A recipe with a router of its own, which draws noise and keeps a state."""
     return RECIPE
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[matplotlib.figure.Figure]:
+    """The figures that are saved."""
+    saved, savefig = [], matplotlib.figure.Figure.savefig
+
+    def remember(self: matplotlib.figure.Figure, *args: object, **kwargs: object) -> None:
+        saved.append(self)
+        savefig(self, *args, **kwargs)
+
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", remember)
+    return saved

@@ -22,19 +22,6 @@ LINES = [
 
 
 @pytest.fixture
-def figures(monkeypatch: pytest.MonkeyPatch) -> list[matplotlib.figure.Figure]:
-    """The figures that are saved."""
-    saved, savefig = [], matplotlib.figure.Figure.savefig
-
-    def remember(self: matplotlib.figure.Figure, *args: object, **kwargs: object) -> None:
-        saved.append(self)
-        savefig(self, *args, **kwargs)
-
-    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", remember)
-    return saved
-
-
-@pytest.fixture
 def run(tmp_path: Path) -> Callable[..., Path]:
     """`run("name", lines)`: a run's directory with these metrics."""
 

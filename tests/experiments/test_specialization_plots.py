@@ -22,19 +22,6 @@ from dynamoe.experiments.training.routing_counts import RoutingCounts
 A, NEWLINE = 65, 10
 
 
-@pytest.fixture
-def figures(monkeypatch: pytest.MonkeyPatch) -> list[matplotlib.figure.Figure]:
-    """The figures that are saved."""
-    saved, savefig = [], matplotlib.figure.Figure.savefig
-
-    def remember(self: matplotlib.figure.Figure, *args: object, **kwargs: object) -> None:
-        saved.append(self)
-        savefig(self, *args, **kwargs)
-
-    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", remember)
-    return saved
-
-
 def layer(number: int, *, pairs: bool = True, moved: int = 0) -> RouterStatistics:
     """20 times "A" and 20 line ends. All "A" go to expert 0, with expert 1 (16) or 2 (4); line ends to 2 alone."""
     together = np.array([[20, 16, 4], [16, 16, 0], [4, 0, 24]]) if pairs else np.diag([20, 0, 20])
