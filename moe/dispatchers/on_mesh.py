@@ -102,7 +102,7 @@ def run_on_mesh(
 
     def on_device(
         leaves: list[jax.Array], x: jax.Array, expert: jax.Array, weight: jax.Array, token: jax.Array | None, probs: Any
-    ) -> Local:
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         weights = [_gathered(leaf, split, batch, x.dtype) for leaf, split in zip(leaves, splits, strict=True)]
         module: Any = nnx.merge(graph, jax.tree.unflatten(structure, weights))
         if summed:  # before anything is repeated K times: their gradients are then summed over fewer numbers
@@ -112,15 +112,16 @@ def run_on_mesh(
         y = jax.lax.psum(y, summed) if summed else y
         count = (expert < experts_count).sum(dtype=jnp.int32).astype(jnp.float32)
         dropped, overflow, total = jax.lax.psum((dropped * count, overflow * count, count), batch)
-        return Local(y, dropped / jnp.maximum(total, 1.0), overflow / jnp.maximum(total, 1.0))
+        return y, dropped / jnp.maximum(total, 1.0), overflow / jnp.maximum(total, 1.0)
 
     rows, flat, whole = PartitionSpec(batch, None), PartitionSpec(batch), PartitionSpec()
-    return jax.shard_map(
+    carried = jax.shard_map(
         on_device,
         mesh=placement.mesh,
         in_specs=([split.spec for split in splits], rows, flat, flat, None if routing.token is None else flat, rows),
-        out_specs=Local(rows, whole, whole),
+        out_specs=(rows, whole, whole),
     )(leaves, x, routing.expert, routing.weight, routing.token, jax.lax.stop_gradient(routing.probs))
+    return Local(*carried)
 
 
 def _own_numbers(token: jax.Array | None, tokens: int, batch: tuple[str, ...]) -> jax.Array | None:
