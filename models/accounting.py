@@ -57,10 +57,10 @@ def count_parts(config: Decoder, sequence_length: int) -> list[Part]:
         entry[0] += size
         entry[1] += active
         # A vector, one per expert or one for all, is a bias or a scale: it takes part in no matrix multiplication.
-        matrix = len(shape) - ("expert" in axes) >= 2
+        matrix = len(shape) - ("expert" in axes) >= 2 and not str(path[-1]).endswith("bias")
         entry[2] += 2 * run if matrix and name != "embedding" else 0
-    heads, _, head_width = config.attention.shape(config.width)
-    totals["attention scores"][2] = 4 * config.layers * sequence_length * heads * head_width
+    scores = (attention.score_flops(config.width, sequence_length) for attention in config.attentions)
+    totals["attention scores"][2] = sum(scores)
     totals["router"][2] += sum(ffn.mixing_flops(config.width) for ffn in config.feed_forwards)
     if config.tied:
         totals["head"][2] = 2 * config.vocab * config.width

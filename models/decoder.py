@@ -7,6 +7,8 @@
 Letters: B batch, S sequence, D width, V vocabulary, L layers, T = B * S tokens.
 """
 
+import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast
@@ -18,11 +20,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ..moe import FeedForward, LayerPattern, MoEStats, Routing, RoutingContext, Tap
 from .attention import Attention, causal_mask
-from .cache import Cache, LayerCache, empty_cache
+from .cache import Cache, LayerCache, empty_layer
 from .ffn import Dense
 from .layers import Segment, build_segments, stack, unstack
 from .linear import linear
 from .norm import RMSNorm
+from .self_attention import AttentionPattern, SelfAttention
 from .sharding import Layout
 
 
@@ -36,8 +39,8 @@ class Decoder:
     """Width D of the residual stream."""
     layers: int = 4
     """Number of layers L."""
-    attention: Attention = Attention()
-    """The attention of every layer."""
+    attention: AttentionPattern = Attention()
+    """The attention of every layer, or a pattern that chooses one for each."""
     ffn: LayerPattern = Dense()
     """The feed-forward network of every layer, or a pattern that chooses one for each."""
     tied: bool = False
@@ -46,6 +49,12 @@ class Decoder:
     """Accept routers by which a token's output depends on later tokens; the losses of such a model are too good."""
     norm_epsilon: float = 1e-5
     """Added to the mean square in every RMSNorm."""
+    embedding_scale: float = 1.0
+    """Factor on the embeddings of tokens (Granite's embedding_multiplier)."""
+    residual_scale: float = 1.0
+    """Factor on what each attention and each feed-forward network adds (Granite's residual_multiplier)."""
+    logit_scale: float = 1.0
+    """Factor on the logits (1 / Granite's logits_scaling)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of activations and of weights in use. Parameters, norms, softmax and routing stay in float32."""
     remat: bool = False
@@ -61,7 +70,11 @@ class Decoder:
             raise ValueError(f"Decoder.dtype is {self.dtype!r}; allowed are 'float32' and 'bfloat16'")
         if not self.norm_epsilon >= 0:
             raise ValueError(f"Decoder.norm_epsilon is {self.norm_epsilon}; it must be at least 0")
-        self.attention.shape(self.width)
+        for name in ("embedding_scale", "residual_scale", "logit_scale"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"Decoder.{name} is {getattr(self, name)}; it must be positive and finite")
+        for attention in self.attentions:
+            attention.cache_shape(self.width)
         for layer, ffn in enumerate(self.feed_forwards):
             if ffn.looks_ahead and not self.allow_look_ahead:
                 raise ValueError(
@@ -78,6 +91,16 @@ class Decoder:
     def feed_forwards(self) -> tuple[FeedForward, ...]:
         """The feed-forward network of each layer."""
         return tuple(self.ffn.at(layer) for layer in range(self.layers))
+
+    @property
+    def attentions(self) -> tuple[SelfAttention, ...]:
+        """The attention of each layer."""
+        return tuple(self.attention.at(layer) for layer in range(self.layers))
+
+    @property
+    def kinds(self) -> tuple[tuple[SelfAttention, FeedForward], ...]:
+        """What each layer is made of: layers of equal kind may be stacked."""
+        return tuple(zip(self.attentions, self.feed_forwards, strict=True))
 
     def build(self, key: jax.Array, *, stacked: bool = True) -> "DecoderLM":
         """Build the model with fresh parameters, stacked for training or unstacked for decoding and editing."""
@@ -96,14 +119,15 @@ class Output(NamedTuple):
 
 
 class Block(nnx.Module):
-    """One layer: x + attention(norm(x)), then x + ffn(norm(x))."""
+    """One layer: x + attention(norm(x)), then x + ffn(norm(x)), both scaled where the configuration says so."""
 
-    def __init__(self, config: Decoder, ffn: FeedForward, key: jax.Array):
-        attention, feed_forward = jax.random.split(key)
+    def __init__(self, config: Decoder, attention: SelfAttention, ffn: FeedForward, key: jax.Array):
+        attention_key, ffn_key = jax.random.split(key)
+        self.scale = config.residual_scale
         self.attention_norm = RMSNorm(config.width, epsilon=config.norm_epsilon)
-        self.attention = config.attention.build(width=config.width, epsilon=config.norm_epsilon, key=attention)
+        self.attention = attention.build(width=config.width, epsilon=config.norm_epsilon, key=attention_key)
         self.ffn_norm = RMSNorm(config.width, epsilon=config.norm_epsilon)
-        self.ffn = ffn.build(width=config.width, key=feed_forward)
+        self.ffn = ffn.build(width=config.width, key=ffn_key)
 
     def __call__(
         self,
@@ -115,9 +139,9 @@ class Block(nnx.Module):
     ) -> tuple[Float[Array, "B S D"], MoEStats | None]:
         normed = self.attention_norm(x)
         tap("attention", normed, None)
-        x = x + self.attention(normed, positions, mask)
+        x = self._add(x, self.attention(normed, positions, mask))
         y, stats = self.ffn(self.ffn_norm(x), context, tap)
-        return x + y, stats
+        return self._add(x, y), stats
 
     def decode(
         self,
@@ -129,9 +153,12 @@ class Block(nnx.Module):
     ) -> tuple[Float[Array, "B S D"], LayerCache]:
         """The layer over new tokens and the cache of earlier ones."""
         y, cache = self.attention.decode(self.attention_norm(x), positions, mask, cache)
-        x = x + y
+        x = self._add(x, y)
         y, _ = self.ffn(self.ffn_norm(x), context)
-        return x + y, cache
+        return self._add(x, y), cache
+
+    def _add(self, x: Float[Array, "B S D"], y: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+        return x + y if self.scale == 1 else x + self.scale * y
 
 
 class DecoderLM(nnx.Module):
@@ -145,7 +172,7 @@ class DecoderLM(nnx.Module):
         self.config = config
         self.embedding = nnx.Param(deviation * jax.random.normal(embedding, shape), axes=("vocab", "embed"))
         keys = jax.random.split(layers, config.layers)
-        segments = build_segments(config.feed_forwards, keys, lambda ffn, key: Block(config, ffn, key), stacked=stacked)
+        segments = build_segments(config.kinds, keys, lambda kind, key: Block(config, *kind, key), stacked=stacked)
         self.segments = nnx.List(segments)
         self.final_norm = RMSNorm(config.width, epsilon=config.norm_epsilon)
         if not config.tied:
@@ -155,12 +182,14 @@ class DecoderLM(nnx.Module):
     def embed(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S D"]:
         """Token embeddings in the compute dtype. A token outside the vocabulary becomes NaN, so that it shows."""
         rows = self.embedding[...].at[tokens].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
-        return rows.astype(self.config.dtype)
+        rows = rows.astype(self.config.dtype)
+        return rows if self.config.embedding_scale == 1 else self.config.embedding_scale * rows
 
     def head(self, x: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
         """Logits of the next token, in float32."""
         kernel = self.embedding[...].T if self.config.tied else self.head_kernel[...]
-        return linear(self.final_norm(x), kernel, dtype=jnp.float32)
+        logits = linear(self.final_norm(x), kernel, dtype=jnp.float32)
+        return logits if self.config.logit_scale == 1 else self.config.logit_scale * logits
 
     def __call__(
         self,
@@ -253,15 +282,9 @@ class DecoderLM(nnx.Module):
 
     def empty_cache(self, *, batch: int, slots: int) -> Cache:
         """A cache for `batch` rows of up to `slots` tokens, in the compute dtype."""
-        _, kv_heads, head_width = self.config.attention.shape(self.config.width)
-        return empty_cache(
-            layers=self.config.layers,
-            batch=batch,
-            slots=slots,
-            kv_heads=kv_heads,
-            head_width=head_width,
-            dtype=jnp.dtype(self.config.dtype),
-        )
+        layer = functools.partial(empty_layer, batch=batch, slots=slots, dtype=jnp.dtype(self.config.dtype))
+        shapes = [attention.cache_shape(self.config.width) for attention in self.config.attentions]
+        return Cache(tuple(layer(*shape) for shape in shapes), jnp.zeros(batch, jnp.int32))
 
 
 class Recorder:
@@ -304,6 +327,6 @@ def with_layers(model: DecoderLM, *, stacked: bool) -> DecoderLM:
     converted = nnx.clone(model)
     segments = unstack(converted.segments)
     if stacked:
-        segments = stack(segments, model.config.feed_forwards)
+        segments = stack(segments, model.config.kinds)
     converted.segments = nnx.List(segments)
     return converted

@@ -8,12 +8,13 @@ width.
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from ..moe.feed_forward import FeedForward, LayerPattern, Tap, no_tap
 from ..moe.routing import NO_CONTEXT, RoutingContext
-from .linear import linear
+from .linear import added, linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,8 @@ class Dense(FeedForward):
 
     hidden: int = 512
     """Hidden width F."""
+    bias: bool = False
+    """Add a bias to each of the three products."""
 
     def __post_init__(self):
         if self.hidden < 1:
@@ -32,7 +35,7 @@ class Dense(FeedForward):
 
 
 class DenseLayer(nnx.Module):
-    """Weights gate and up [D, F] and down [F, D], used in the dtype of the activations."""
+    """Weights gate and up [D, F] and down [F, D], perhaps biases, used in the dtype of the activations."""
 
     def __init__(self, config: Dense, *, width: int, key: jax.Array):
         gate, up, down = jax.random.split(key, 3)
@@ -40,13 +43,16 @@ class DenseLayer(nnx.Module):
         self.gate = nnx.Param(initial(gate, (width, config.hidden)), axes=("embed", "mlp"))
         self.up = nnx.Param(initial(up, (width, config.hidden)), axes=("embed", "mlp"))
         self.down = nnx.Param(initial(down, (config.hidden, width)), axes=("mlp", "embed"))
+        self.gate_bias = nnx.Param(jnp.zeros(config.hidden), axes=("mlp",)) if config.bias else None
+        self.up_bias = nnx.Param(jnp.zeros(config.hidden), axes=("mlp",)) if config.bias else None
+        self.down_bias = nnx.Param(jnp.zeros(width), axes=("embed",)) if config.bias else None
 
     def __call__(
         self, x: Float[Array, "*batch D"], context: RoutingContext = NO_CONTEXT, tap: Tap = no_tap
     ) -> tuple[Float[Array, "*batch D"], None]:
         tap("ffn", x, None)
-        hidden = jax.nn.silu(linear(x, self.gate[...])) * linear(x, self.up[...])
-        return linear(hidden, self.down[...]), None
+        gate, up = added(linear(x, self.gate[...]), self.gate_bias), added(linear(x, self.up[...]), self.up_bias)
+        return added(linear(jax.nn.silu(gate) * up, self.down[...]), self.down_bias), None
 
 
 @dataclass(frozen=True, kw_only=True)

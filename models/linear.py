@@ -7,6 +7,8 @@ that of the flattened product (measured in experiments/LOG.md).
 import math
 
 import jax
+import jax.numpy as jnp
+from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -29,3 +31,8 @@ def linear(
     tokens = x.reshape(math.prod(batch), math.prod(into))
     weight = kernel.astype(x.dtype).reshape(math.prod(into), math.prod(out))
     return jax.lax.dot(tokens, weight, preferred_element_type=dtype).reshape(*batch, *out)
+
+
+def added(x: Float[Array, "*batch"], bias: nnx.Param | None) -> Float[Array, "*batch"]:
+    """x with a bias, in the dtype of x, on its last axes; None: x."""
+    return x if bias is None else x + jnp.broadcast_to(bias[...].astype(x.dtype), x.shape)
