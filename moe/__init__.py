@@ -1,6 +1,7 @@
 """Mixture of experts: routers, dispatchers, experts, losses, telemetry and the layer that joins them."""
 
 from .balancing import Balancing, BalancingModule, LossFree
+from .clamped_swiglu import ClampedSwiGLU
 from .dispatchers import (
     AllGather,
     AllToAll,
@@ -74,6 +75,7 @@ __all__ = [
     "BalancingModule",
     "BatchPriority",
     "CapacityDispatcher",
+    "ClampedSwiGLU",
     "Carried",
     "Copy",
     "CopyWithNoise",

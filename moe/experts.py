@@ -6,7 +6,7 @@ Letters: E experts, D width, F hidden width of an expert, C rows per expert, M r
 import abc
 import functools
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -105,7 +105,7 @@ class GELUExperts(nnx.Module):
         return multiply(jax.nn.gelu(multiply(rows, up, group_sizes), approximate=False), down, group_sizes)
 
 
-def check_hidden(config: SwiGLU | GELU) -> None:
+def check_hidden(config: Any) -> None:
     """Refuse a hidden width below 1."""
     if config.hidden < 1:
         raise ValueError(f"{type(config).__name__}.hidden is {config.hidden}; it must be at least 1")
@@ -165,3 +165,14 @@ def expert_matmul(
     # One wide product: XLA on CPU sums the gradient of broadcast rows 4 times slower (experiments/LOG.md).
     wide = rows[0] @ weight.swapaxes(0, 1).reshape(inputs, experts * outputs)
     return wide.reshape(-1, experts, outputs).swapaxes(0, 1)
+
+
+def expert_bias(
+    y: Float[Array, "..."], bias: Float[Array, "E O"], group_sizes: Int[Array, " E"] | None
+) -> Float[Array, "..."]:
+    """Add each expert's bias to its rows: y [E, C, O], or sorted [M, O]. Rows of nobody, past the last, get none."""
+    bias = bias.astype(y.dtype)
+    if group_sizes is None:
+        return y + bias[:, None]
+    expert = jnp.searchsorted(jnp.cumsum(group_sizes), jnp.arange(y.shape[0]), side="right")
+    return y + bias.at[expert].get(mode="fill", fill_value=0)

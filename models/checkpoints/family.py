@@ -20,6 +20,8 @@ class Family(abc.ABC):
     """Of config.json."""
     architecture: str
     """The class in transformers."""
+    quantizations: tuple[str, ...] = ()
+    """Kinds of packed weights in the files that are known (`quant_method`); others are refused."""
 
     @abc.abstractmethod
     def decoder(self, config: Fields) -> Decoder:

@@ -93,6 +93,9 @@ def _decoder(family: Family, fields: Fields, source: Source) -> Decoder:
         raise ValueError(
             f"{fields.name}: num_hidden_layers is {layers}; the files hold {len(source.entries)} tensors, too few"
         )
+    packing = fields.object("quantization_config")
+    if packing is not None:
+        packing.word("quant_method", family.quantizations)
     try:
         return family.decoder(fields)
     except ValueError as error:

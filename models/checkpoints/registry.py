@@ -2,8 +2,10 @@
 
 import difflib
 
+from .deepseek import DeepSeekV2, DeepSeekV3
 from .family import Family
 from .fields import Fields
+from .gpt_oss import GptOss
 from .granite_moe import GraniteMoE
 from .llama import Llama
 from .mixtral import Mixtral
@@ -11,7 +13,7 @@ from .olmoe import Olmoe
 from .qwen3 import Qwen3
 from .qwen3_moe import Qwen3MoE
 
-FAMILIES: tuple[Family, ...] = (Llama(), Qwen3(), Mixtral(), Olmoe(), Qwen3MoE(), GraniteMoE())
+FAMILIES: tuple[Family, ...] = (Llama(), Qwen3(), Mixtral(), Olmoe(), Qwen3MoE(), GraniteMoE(), DeepSeekV2(), DeepSeekV3(), GptOss())
 
 
 def family_of(config: Fields) -> Family:

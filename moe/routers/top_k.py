@@ -29,6 +29,7 @@ class TopK(Router):
     Mixtral               TopK(k=2)
     OLMoE                 TopK(k=8, renormalize=False)
     Qwen3-MoE             TopK(k=8)
+    gpt-oss               TopK(k=4, gate_bias=True)
     DeepSeek-V2           TopK(k=6, renormalize=False, scale=16.0, groups=GroupLimit(groups=8, chosen=3, best=1))
     DeepSeek-V3           TopK(k=8, scores=Sigmoid(), scale=2.5, groups=GroupLimit(groups=8, chosen=4),
                                balancing=LossFree(rate=0.001))
@@ -49,6 +50,8 @@ class TopK(Router):
     """Keeps the loads even without a loss: `LossFree`."""
     groups: GroupLimit | None = None
     """Limits a token to experts of few groups."""
+    gate_bias: bool = False
+    """Add a learned bias to the logits (gpt-oss)."""
 
     def __post_init__(self):
         if self.k < 1:
@@ -90,7 +93,7 @@ class TopKRouter(nnx.Module):
     def __init__(self, config: TopK, *, width: int, experts: int, key: jax.Array):
         noise, balancing = config.noise, config.balancing
         self.config = config
-        self.gate = Gate(width=width, experts=experts, key=key)
+        self.gate = Gate(width=width, experts=experts, key=key, bias=config.gate_bias)
         self.noise = noise and noise.build(width=width, experts=experts, key=jax.random.fold_in(key, 1))
         self.balancing = balancing and balancing.build(experts=experts)
 
