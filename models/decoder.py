@@ -172,7 +172,9 @@ class DecoderLM(nnx.Module):
         self.config = config
         self.embedding = nnx.Param(deviation * jax.random.normal(embedding, shape), axes=("vocab", "embed"))
         keys = jax.random.split(layers, config.layers)
-        segments = build_segments(config.kinds, keys, lambda kind, key: Block(config, *kind, key), stacked=stacked)
+        segments = build_segments(
+            config.kinds, keys, lambda kind, key: Block(config, kind[0], kind[1], key), stacked=stacked
+        )
         self.segments = nnx.List(segments)
         self.final_norm = RMSNorm(config.width, epsilon=config.norm_epsilon)
         if not config.tied:

@@ -69,8 +69,8 @@ class AttentionPattern(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionAtLayers:
-    """`attention` in the layers that are named, `otherwise` in the rest: gpt-oss's sliding window in every second layer,
-    Qwen3's in the last ones."""
+    """`attention` in the layers that are named, `otherwise` in the rest: gpt-oss's window in every second one, Qwen3's
+    in the last ones."""
 
     attention: AttentionPattern
     """The attention of the named layers."""

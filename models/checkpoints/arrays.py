@@ -58,7 +58,9 @@ def array_of(value: Any, part: str | None) -> Any:
 
 def wanted_dtype(variable: nnx.Variable, part: str | None, dtype: np.dtype) -> np.dtype:
     """Parameters take the asked dtype; packed weights and what routers remember keep their own."""
-    return dtype if type(variable) is nnx.Param and part is None else np.dtype(array_of(variable.get_value(), part).dtype)
+    return (
+        dtype if type(variable) is nnx.Param and part is None else np.dtype(array_of(variable.get_value(), part).dtype)
+    )
 
 
 def shape_of(array: Any, place: Place) -> tuple[int, ...]:

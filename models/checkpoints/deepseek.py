@@ -143,9 +143,7 @@ def _attention(config: Fields) -> LatentAttention:
     return dataclasses.replace(attention, scale=sharper * (plain + rotary_width) ** -0.5)
 
 
-def _attention_tensors(
-    layer: int, attention: LatentAttention, width: int, neighbours: bool
-) -> Iterator[FileTensor]:
+def _attention_tensors(layer: int, attention: LatentAttention, width: int, neighbours: bool) -> Iterator[FileTensor]:
     prefix, path = f"model.layers.{layer}.self_attn", f"layers.{layer}.attention"
     heads, latent, rank = attention.heads, attention.latent_width, attention.query_latent_width
     plain, rotary_width, value = attention.plain_width, attention.rotary_width, attention.value_width

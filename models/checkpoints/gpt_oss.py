@@ -3,7 +3,7 @@ experts with biases, whose matrices are mxfp4 in the published files and stay so
 
 import dataclasses
 from collections.abc import Iterator
-
+from typing import Any
 
 from ...kernels.quantized import MXFP4
 from ...moe import BalanceLoss, ClampedSwiGLU, MoE, TopK, quantize_experts
@@ -83,7 +83,8 @@ class GptOss(Family):
             return model
         for segment in model.segments:
             for block in segment.unit.layers:
-                block.ffn.experts = quantize_experts(block.ffn.experts, MXFP4)
+                layer: Any = block
+                layer.ffn.experts = quantize_experts(layer.ffn.experts, MXFP4)
         return model
 
 

@@ -1,4 +1,4 @@
-"""The binary format of llama2.c, version 0 ("legacy"): Karpathy 2023, https://github.com/karpathy/llama2.c, export.py.
+"""The binary format of llama2.c, version 0 ("legacy"): Karpathy 2023, https://github.com/karpathy/llama2.c
 
 Little endian: seven int32 (width, hidden width, layers, heads, key-value heads, vocabulary, longest sequence; a negative
 vocabulary: the head is not the embedding), then float32 matrices [out, in] without gaps, one kind for all layers after
@@ -38,7 +38,9 @@ def open_llama2_c(path: Path) -> tuple[Source, Llama]:
     tied, vocab = vocab > 0, abs(vocab)
     numbers = (width, hidden, layers, heads, kv_heads, vocab, longest)
     if min(numbers) < 1 or width % heads or layers * 9 > size:
-        raise ValueError(f"{path} begins with {numbers}; it is no llama2.c file of version 0, nor one of a sound pickle")
+        raise ValueError(
+            f"{path} begins with {numbers}; it is no llama2.c file of version 0, nor one of a sound pickle"
+        )
     head, key_rows = width // heads, kv_heads * (width // heads)
     kinds = [
         ("input_layernorm", (width,)),
@@ -59,7 +61,9 @@ def open_llama2_c(path: Path) -> tuple[Source, Llama]:
             entries[name] = Entry(name, "F32", shape, path, offset)
         offset += 4 * math.prod(shape)
     if offset != size:
-        raise ValueError(f"{path} has {size} bytes, and its header describes {offset}; it is truncated or another format")
+        raise ValueError(
+            f"{path} has {size} bytes, and its header describes {offset}; it is truncated or another format"
+        )
     config = {
         "architectures": [Llama.architecture],
         "model_type": Llama.model_type,

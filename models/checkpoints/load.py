@@ -26,10 +26,10 @@ from .family import Family
 from .fields import Fields
 from .folder import Source, open_folder
 from .llama2_c import is_llama2_c, open_llama2_c
-from .mapping import FileTensor, Piece, View, covered
+from .mapping import FileTensor, View, covered
 from .pretrained import Pretrained
 from .registry import family_of
-from .tensor_files import DTYPES, Entry
+from .tensor_files import Entry
 
 LISTED = 20
 """Wrong tensors that an error spells out; of the others it gives the number."""
@@ -58,7 +58,7 @@ def from_pretrained(
     if jnp.dtype(dtype) not in (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)):
         raise ValueError(f"dtype is {jnp.dtype(dtype)}; allowed are float32 and bfloat16")
     place = _local(path)
-    source, family = (open_llama2_c(place) if is_llama2_c(place) else (open_folder(place), None))
+    source, family = open_llama2_c(place) if is_llama2_c(place) else (open_folder(place), None)
     fields = Fields(source.config)
     saved_as = family_of(fields)
     family = saved_as if family is None else family
@@ -102,9 +102,7 @@ def _decoder(family: Family, fields: Fields, source: Source) -> Decoder:
         raise ValueError(f"{fields.name} of a {family.model_type} model: {error}") from error
 
 
-def checked_tensors(
-    family: Family, fields: Fields, decoder: Decoder, entries: dict[str, Entry]
-) -> list[FileTensor]:
+def checked_tensors(family: Family, fields: Fields, decoder: Decoder, entries: dict[str, Entry]) -> list[FileTensor]:
     """The tensors of a model, all of which are there as they must be; nothing of them is read yet.
 
     Raises:
@@ -125,7 +123,9 @@ def checked_tensors(
     if wrong:
         more = f"\n  and {len(wrong) - LISTED} more" if len(wrong) > LISTED else ""
         lines = "".join(f"\n  {line}" for line in wrong[:LISTED])
-        raise ValueError(f"the files do not hold the model that {fields.name} describes; nothing is loaded:{lines}{more}")
+        raise ValueError(
+            f"the files do not hold the model that {fields.name} describes; nothing is loaded:{lines}{more}"
+        )
     return tensors
 
 
@@ -205,6 +205,8 @@ class _Filler:
             leaf = _zeros(abstract.shape, dtype, sharding) if leaf is None else leaf
             starts = (*index, *[0] * (len(abstract.shape) - len(index) - 1), piece.start)
             self.leaves[place.leaf] = _update(leaf, part, np.array(starts, np.int32))
+        # Else tensors would queue up in memory faster than they are turned.
+        jax.block_until_ready([self.leaves[self.places[piece.path].leaf] for piece in tensor.pieces])
 
     def variables(self) -> dict[tuple[Any, ...], nnx.Variable]:
         """The variables with their arrays."""
@@ -219,9 +221,7 @@ class _Filler:
         return done
 
 
-def _part(
-    array: np.ndarray, view: View, dtype: np.dtype, sharding: NamedSharding | None, leading: int
-) -> jax.Array:
+def _part(array: np.ndarray, view: View, dtype: np.dtype, sharding: NamedSharding | None, leading: int) -> jax.Array:
     """The piece on the devices, in our layout and dtype."""
     if sharding is None:
         return _viewed(jax.device_put(array), view, dtype)
@@ -254,7 +254,7 @@ def _filled_with_zeros(sharding: Any) -> Any:
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _update(leaf: jax.Array, part: jax.Array, starts: np.ndarray) -> jax.Array:
+def _update(leaf: jax.Array, part: jax.Array, starts: np.ndarray | jax.Array) -> jax.Array:
     """Write a part into an array in place; its place is no constant, so that one program serves all experts."""
     part = part.reshape(*[1] * (leaf.ndim - part.ndim), *part.shape)
     return jax.lax.dynamic_update_slice(leaf, part, list(starts))

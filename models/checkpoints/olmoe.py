@@ -45,6 +45,4 @@ def mixture_layer(decoder: Decoder, layer: int) -> Iterator[FileTensor]:
     assert isinstance(attention, Attention) and isinstance(ffn, MoE) and isinstance(ffn.expert, SwiGLU)
     yield from layer_norms(layer, decoder.width)
     yield from attention_tensors(layer, attention, decoder.width)
-    yield from mixture_tensors(
-        f"model.layers.{layer}.mlp", layer, decoder.width, ffn.expert.hidden, ffn.experts
-    )
+    yield from mixture_tensors(f"model.layers.{layer}.mlp", layer, decoder.width, ffn.expert.hidden, ffn.experts)

@@ -13,7 +13,17 @@ from .olmoe import Olmoe
 from .qwen3 import Qwen3
 from .qwen3_moe import Qwen3MoE
 
-FAMILIES: tuple[Family, ...] = (Llama(), Qwen3(), Mixtral(), Olmoe(), Qwen3MoE(), GraniteMoE(), DeepSeekV2(), DeepSeekV3(), GptOss())
+FAMILIES: tuple[Family, ...] = (
+    Llama(),
+    Qwen3(),
+    Mixtral(),
+    Olmoe(),
+    Qwen3MoE(),
+    GraniteMoE(),
+    DeepSeekV2(),
+    DeepSeekV3(),
+    GptOss(),
+)
 
 
 def family_of(config: Fields) -> Family:

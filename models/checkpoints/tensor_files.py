@@ -63,7 +63,7 @@ class Entry(NamedTuple):
             file.seek(self.offset)
             done = 0
             while done < self.bytes:
-                count = file.readinto(memoryview(buffer)[done:])
+                count = file.readinto(buffer[done:].data)
                 if not count:
                     raise OSError(f"{self.path} ends within the tensor {self.name!r}; it was longer when it was opened")
                 done += count
@@ -143,8 +143,8 @@ def _entry(path: Path, name: str, record: Any, data: int) -> Entry:
     size = math.prod(shape) * DTYPES[dtype].itemsize
     if len(shape) > 32 or size != offsets[1] - offsets[0]:
         raise ValueError(
-            f"{where} is {dtype}{_brief(shape)}, which does not take the {_brief(offsets[1] - offsets[0])} bytes of its "
-            "data_offsets"
+            f"{where} is {dtype}{_brief(shape)}, which does not take the {_brief(offsets[1] - offsets[0])} bytes of "
+            "its data_offsets"
         )
     return Entry(name, dtype, tuple(shape), path, data + offsets[0])
 
@@ -188,6 +188,6 @@ def write_file(path: Path, tensors: Iterable[Outgoing], metadata: Mapping[str, s
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors:
-            file.write(memoryview(np.ascontiguousarray(tensor.data()).reshape(-1).view(np.uint8)))
+            file.write(np.ascontiguousarray(tensor.data()).reshape(-1).view(np.uint8).data)
         file.flush()
         os.fsync(file.fileno())

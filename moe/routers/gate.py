@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 
 class Gate(nnx.Module):
-    """Weights [D, E] of variance 1 / D, perhaps biases [E]; float32 in and out, whatever the dtype of the activations."""
+    """Weights [D, E] of variance 1 / D, perhaps biases [E]; float32 in and out, whatever dtype the activations have."""
 
     def __init__(self, *, width: int, experts: int, key: jax.Array, bias: bool = False):
         initial = jax.nn.initializers.lecun_normal()(key, (width, experts), jnp.float32)
