@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 AOT_VENV ?= .venv-aot
+PARITY_VENV ?= .venv-parity
 WORKERS ?= 2
 CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
@@ -11,7 +12,7 @@ PYTHON_312 = $(firstword $(foreach p,python3.12 $(wildcard $(HOME)/.pyenv/versio
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-smoke test test-aot test-smoke-312 check format clean
+.PHONY: help demo demo-smoke test test-aot test-parity test-smoke-312 check format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -28,6 +29,9 @@ test: $(VENV)/.installed-test ## Run the unit tests; TESTS=path selects some, WO
 test-aot: $(AOT_VENV)/.installed ## Compile the kernels for chips that are not here; its compilers have a .venv of their own
 	$(AOT_VENV)/bin/python -m pytest --numprocesses $(WORKERS) --dist worksteal tests/aot
 
+test-parity: $(PARITY_VENV)/.installed ## Hold published model families to transformers; torch has a .venv of its own
+	$(PARITY_VENV)/bin/python -m pytest --numprocesses $(WORKERS) --dist worksteal -m parity tests/models
+
 test-smoke-312: ## Run the tests marked smoke on Python 3.12 and the newest JAX, where that Python exists
 	@if [ -z "$(PYTHON_312)" ]; then echo "skipped: no working Python 3.12 on this machine"; else \
 	  $(MAKE) --no-print-directory test VENV=.venv-3.12 PYTHON="$(PYTHON_312)" TESTS="-m smoke"; fi
@@ -43,7 +47,7 @@ format: $(VENV)/.installed-dev ## Format the code and fix what the linter can fi
 	$(BIN)/ruff format .
 
 clean: ## Remove the environments and every cache
-	rm -rf .venv .venv-3.12 .venv-aot build dist dynamoe.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-3.12 .venv-aot .venv-parity build dist dynamoe.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 # One stamp per set of extras; a larger set leaves the stamps of the smaller ones behind as well.
 $(BIN)/python:
@@ -63,6 +67,13 @@ $(AOT_VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(AOT_VENV)
 	$(AOT_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) \
 	  --editable '.[aot]' pytest pytest-xdist hypothesis beartype
+	@touch $@
+
+# Not in the environment of the other tests: torch is large.
+$(PARITY_VENV)/.installed: pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -m venv $(PARITY_VENV)
+	$(PARITY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) \
+	  --editable '.[parity]' pytest pytest-xdist hypothesis beartype
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml $(CONSTRAINTS) | $(BIN)/python

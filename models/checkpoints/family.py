@@ -44,6 +44,8 @@ def rotary(config: Fields, default_theta: float = 10_000.0) -> tuple[float, Rota
     """The rotary base and its scaling, out of `rope_parameters`, or `rope_theta` and `rope_scaling` of older files."""
     rope = config.object("rope_parameters") or config.object("rope_scaling") or Fields({}, config.name)
     theta = rope.number("rope_theta", config.number("rope_theta", default_theta))
+    if theta <= 1:
+        raise ValueError(f"{config.name}: rope_theta is {theta}; it must be above 1")
     rope.must_be("partial_rotary_factor", 1.0, float(config.number("partial_rotary_factor", 1.0)))
     kinds = ("default", "linear", "dynamic", "llama3", "yarn")
     kind = rope.word("rope_type", kinds, rope.word("type", kinds, "default"))

@@ -84,7 +84,9 @@ def test_saving_gives_the_files_back_byte_by_byte(name, tmp_path):
         "tokenizer.json",
     ]
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()
-    assert json.loads((tmp_path / "out" / "config.json").read_text()) == json.loads((source / "config.json").read_text())
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == json.loads(
+        (source / "config.json").read_text()
+    )
 
 
 @pytest.mark.parametrize("name", ["llama", "granite_moe", "deepseek_v3", "gpt_oss_packed"])
