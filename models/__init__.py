@@ -4,21 +4,32 @@ from .attention import Attention
 from .cache import Cache, LayerCache
 from .decoder import Decoder, DecoderLM, Output, with_layers
 from .ffn import AtLayers, Dense, EveryNth, FirstLayers
+from .latent_attention import LatentAttention
+from .rotary import DynamicNTK, LinearScaling, Llama3Scaling, Yarn
+from .self_attention import AttentionAtLayers, AttentionPattern, SelfAttention
 from .sharding import Layout, MeshRules, MeshShape
 
 __all__ = [
     "AtLayers",
     "Attention",
+    "AttentionAtLayers",
+    "AttentionPattern",
     "Cache",
     "Decoder",
     "DecoderLM",
     "Dense",
+    "DynamicNTK",
     "EveryNth",
     "FirstLayers",
+    "LatentAttention",
     "LayerCache",
     "Layout",
+    "LinearScaling",
+    "Llama3Scaling",
     "MeshRules",
     "MeshShape",
     "Output",
+    "SelfAttention",
+    "Yarn",
     "with_layers",
 ]

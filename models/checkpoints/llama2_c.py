@@ -1,6 +1,6 @@
 """The binary format of llama2.c, version 0 ("legacy"): Karpathy 2023, https://github.com/karpathy/llama2.c
 
-Little endian: seven int32 (width, hidden width, layers, heads, key-value heads, vocabulary, longest sequence; a negative
+Little endian: seven int32 (width, hidden width, layers, heads, key-value heads, vocabulary, longest sequence; negative
 vocabulary: the head is not the embedding), then float32 matrices [out, in] without gaps, one kind for all layers after
 another, and tables of the rotation, which are not needed. Rotary pairs are neighbours. It is read as Llama's tensors;
 saving writes Llama's safetensors.
@@ -38,9 +38,7 @@ def open_llama2_c(path: Path) -> tuple[Source, Llama]:
     tied, vocab = vocab > 0, abs(vocab)
     numbers = (width, hidden, layers, heads, kv_heads, vocab, longest)
     if min(numbers) < 1 or width % heads or layers * 9 > size:
-        raise ValueError(
-            f"{path} begins with {numbers}; it is no llama2.c file of version 0, nor one of a sound pickle"
-        )
+        raise ValueError(f"{path} begins with {numbers}; it is no llama2.c file of version 0; pickles are not read")
     head, key_rows = width // heads, kv_heads * (width // heads)
     kinds = [
         ("input_layernorm", (width,)),

@@ -1,4 +1,4 @@
-"""Mixtral: Jiang et al. 2024, https://arxiv.org/abs/2401.04088. Every layer a mixture; softmax over the k best alone."""
+"""Mixtral: Jiang et al. 2024, https://arxiv.org/abs/2401.04088. Every layer a mixture; softmax over the k best."""
 
 import dataclasses
 from collections.abc import Iterator

@@ -71,6 +71,13 @@ def test_no_token_sees_a_later_one_or_another_document(x):
         np.testing.assert_array_equal(reached[row, :, other, :], expected)
 
 
+def test_a_window_ends_what_a_token_sees(x):
+    layer = Attention(heads=2, window=3).build(width=D, epsilon=1e-5, key=jax.random.key(1))
+    jacobian = jax.jit(jax.jacrev(lambda x: run(layer, x, segments=np.ones((B, S), np.int32)).sum(axis=-1)))(x)
+    reached = np.abs(jacobian[0, :, 0]).max(axis=-1) > 0
+    np.testing.assert_array_equal(reached, np.tril(np.ones((S, S), bool)) & ~np.tril(np.ones((S, S), bool), -3))
+
+
 def test_causal_mask_by_hand():
     expected = [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
     np.testing.assert_array_equal(causal_mask(jnp.array([[1, 1, 2, 0]]))[0], np.array(expected, bool))
@@ -100,9 +107,7 @@ def test_attention_depends_on_distances_not_positions(x):
 def test_bfloat16_is_close_to_float32_and_parameters_stay_float32(x):
     layer = build(CONFIGS["grouped"])
     exact = run(layer, x)
-    # JAX's own attention mixes bfloat16 with float32 inside.
-    with jax.numpy_dtype_promotion("standard"):
-        rough = run(layer, x.astype(jnp.bfloat16))
+    rough = run(layer, x.astype(jnp.bfloat16))
     assert rough.dtype == jnp.bfloat16 and layer.query[...].dtype == jnp.float32
     np.testing.assert_allclose(rough.astype(jnp.float32), exact, atol=0.03 * np.abs(exact).max())
 
@@ -121,6 +126,10 @@ def test_shape_derives_what_the_config_leaves_open():
         ({"head_width": 7}, r"Attention\.head_width is 7; rotary positions need an even width"),
         ({"head_width": 0}, r"Attention\.head_width is 0; rotary"),
         ({"rope_theta": 0.0}, r"Attention\.rope_theta is 0\.0; it must be positive"),
+        ({"clip": -1.0}, r"Attention\.clip is -1\.0; it must be positive"),
+        ({"scale": float("nan")}, r"Attention\.scale is nan; it must be positive and finite"),
+        ({"window": 0}, r"Attention\.window is 0; it must be at least 1"),
+        ({"qk_norm": True, "projection_norm": True}, r"qk_norm and projection_norm are both True"),
     ],
 )
 def test_a_bad_config_is_refused(arguments, message):

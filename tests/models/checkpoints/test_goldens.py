@@ -1,4 +1,4 @@
-"""Every family against logits that transformers computed, kept in fixtures/ (see tiny_models.py), and back to its files."""
+"""Every family against logits that transformers computed, kept in fixtures/ (tiny_models.py), and back to its files."""
 
 import functools
 import json

@@ -1,6 +1,6 @@
 """Tiny models of every family, in odd configurations, as transformers makes and runs them. Needs torch.
 
-`python tests/models/checkpoints/tiny_models.py` writes those of `GOLDEN` to fixtures/: a few kB each, weights in bfloat16
+`python tests/models/checkpoints/tiny_models.py` writes those of `GOLDEN` to fixtures/: some kB each, in bfloat16,
 and the logits that transformers computes from them in float32. The parity tests make all of them anew.
 """
 
