@@ -26,10 +26,11 @@ from .family import Family
 from .fields import Fields
 from .folder import Source, open_folder
 from .llama2_c import is_llama2_c, open_llama2_c
-from .mapping import FileTensor, View, covered
+from .mapping import FileTensor, Piece, covered
 from .pretrained import Pretrained
 from .registry import family_of
 from .tensor_files import Entry
+from .turning import aligned, contiguous
 
 LISTED = 20
 """Wrong tensors that an error spells out; of the others it gives the number."""
@@ -152,7 +153,8 @@ def _filled(
     assert not sizes, f"the family's tensors fill what the model does not have: {sorted(sizes)}"
     shardings = _shardings(state, layout)
     order = sorted(tensors, key=lambda tensor: _position(source.entries.get(tensor.name)))
-    filler = _Filler(variables, places, shardings, dtype)
+    largest = max(entry.bytes for entry in source.entries.values())
+    filler = _Filler(variables, places, shardings, dtype, largest)
     for tensor in order:
         entry = source.entries.get(tensor.name)
         if entry is None:
@@ -160,7 +162,7 @@ def _filled(
         if tensor.same_as is not None:
             _check_same(entry, source.entries[tensor.same_as])
         else:
-            filler.fill(tensor, entry.read())
+            filler.fill(tensor, entry)
     return nnx.merge(graph, nnx.from_flat_state(filler.variables()))
 
 
@@ -182,31 +184,39 @@ def _shardings(state: nnx.State, layout: Layout | None) -> dict[tuple[Any, ...],
 
 
 class _Filler:
-    """Arrays that fill up, piece by piece."""
+    """Arrays that fill up, piece by piece; the largest tensor has so many bytes."""
 
-    def __init__(self, variables: dict, places: dict[str, Place], shardings: dict, dtype: np.dtype):
+    def __init__(self, variables: dict, places: dict[str, Place], shardings: dict, dtype: np.dtype, largest: int):
         self.abstract, self.places, self.shardings, self.dtype = variables, places, shardings, dtype
         self.leaves: dict[Leaf, jax.Array] = {}
+        self.space, self.part_space = np.empty(largest, np.uint8), aligned(0)
 
-    def fill(self, tensor: FileTensor, array: np.ndarray) -> None:
-        """Put a tensor where its pieces belong."""
+    def fill(self, tensor: FileTensor, entry: Entry) -> None:
+        """Read a tensor and put it where its pieces belong."""
+        array = entry.read(self.space)
         for piece in tensor.pieces:
-            place = self.places[piece.path]
-            variable = self.abstract[place.variable]
-            abstract = array_of(variable.get_value(), place.part)
-            dtype = wanted_dtype(variable, place.part, self.dtype)
-            sharding = array_of(self.shardings.get(place.variable), place.part) if self.shardings else None
-            index = (*place.repeat, *piece.index)
-            part = _part(array, piece.view, dtype, sharding, len(index))
-            if part.shape == abstract.shape:
-                self.leaves[place.leaf] = part
-                continue
-            leaf = self.leaves.get(place.leaf)
-            leaf = _zeros(abstract.shape, dtype, sharding) if leaf is None else leaf
-            starts = (*index, *[0] * (len(abstract.shape) - len(index) - 1), piece.start)
-            self.leaves[place.leaf] = _update(leaf, part, np.array(starts, np.int32))
-        # Else tensors would queue up in memory faster than they are turned.
-        jax.block_until_ready([self.leaves[self.places[piece.path].leaf] for piece in tensor.pieces])
+            self._put(piece, array)
+            # Else tensors would queue up in memory faster than they are copied; and the next one uses the same memory.
+            jax.block_until_ready(self.leaves[self.places[piece.path].leaf])
+
+    def _put(self, piece: Piece, array: np.ndarray) -> None:
+        place = self.places[piece.path]
+        variable = self.abstract[place.variable]
+        shape = array_of(variable.get_value(), place.part).shape
+        dtype = wanted_dtype(variable, place.part, self.dtype)
+        sharding = array_of(self.shardings[place.variable], place.part) if self.shardings else None
+        index, seen = (*place.repeat, *piece.index), piece.view(array)
+        if seen.shape == shape:
+            self.leaves[place.leaf] = _part(seen, dtype, sharding, 0, None)
+            return
+        size = seen.size * dtype.itemsize
+        if self.part_space.size < size:
+            self.part_space = aligned(size)
+        part = _part(seen, dtype, sharding, len(index), self.part_space)
+        leaf = self.leaves.get(place.leaf)
+        leaf = _zeros(shape, dtype, sharding) if leaf is None else leaf
+        starts = (*index, *[0] * (len(shape) - len(index) - 1), piece.start)
+        self.leaves[place.leaf] = _update(leaf, part, np.array(starts, np.int32))
 
     def variables(self) -> dict[tuple[Any, ...], nnx.Variable]:
         """The variables with their arrays."""
@@ -221,14 +231,16 @@ class _Filler:
         return done
 
 
-def _part(array: np.ndarray, view: View, dtype: np.dtype, sharding: NamedSharding | None, leading: int) -> jax.Array:
-    """The piece on the devices, in our layout and dtype."""
+def _part(
+    seen: np.ndarray, dtype: np.dtype, sharding: NamedSharding | None, leading: int, space: np.ndarray | None
+) -> jax.Array:
+    """A piece on the devices in a dtype, made in `space` or in memory of its own. On a mesh each device gets its share
+    alone, without the `leading` axes of the array that the piece is one entry of."""
     if sharding is None:
-        return _viewed(jax.device_put(array), view, dtype)
-    spec = (*sharding.spec, *[None] * (len(view.shape) + leading - len(sharding.spec)))[leading:]
-    seen = view(array)
+        return jax.device_put(contiguous(seen, dtype, space))
+    spec = (*sharding.spec, *[None] * (seen.ndim + leading - len(sharding.spec)))[leading:]
     own = NamedSharding(sharding.mesh, _dividing(PartitionSpec(*spec), seen.shape, sharding))
-    return jax.make_array_from_callback(seen.shape, own, lambda index: np.ascontiguousarray(seen[index]).astype(dtype))
+    return jax.make_array_from_callback(seen.shape, own, lambda index: contiguous(seen[index], dtype))
 
 
 def _dividing(spec: PartitionSpec, shape: tuple[int, ...], sharding: NamedSharding) -> PartitionSpec:
@@ -237,11 +249,6 @@ def _dividing(spec: PartitionSpec, shape: tuple[int, ...], sharding: NamedShardi
     parts = [math.prod(sharding.mesh.shape[axis] for axis in entry) for entry in entries]
     pairs = zip(entries, parts, shape, strict=True)
     return PartitionSpec(*[entry if entry and length % count == 0 else None for entry, count, length in pairs])
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _viewed(array: jax.Array, view: View, dtype: np.dtype) -> jax.Array:
-    return view(array).astype(dtype)
 
 
 def _zeros(shape: tuple[int, ...], dtype: np.dtype, sharding: NamedSharding | None) -> jax.Array:

@@ -13,9 +13,10 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ..decoder import Decoder, DecoderLM
-from .arrays import Place, array_of, places_of
+from .arrays import Place, array_of, places_of, shape_of
 from .fields import Fields
 from .folder import CONFIG, INDEX, SINGLE, Shard
+from .load import abstract_model
 from .mapping import FileTensor, Piece, whole
 from .pretrained import Pretrained
 from .registry import family_of
@@ -90,18 +91,27 @@ def as_pretrained(model: DecoderLM, config: Mapping[str, Any]) -> Pretrained:
         ours, theirs = getattr(model.config, field), getattr(described, field)
         if ours != theirs:
             raise ValueError(f"model.config.{field} is {ours}; config describes {theirs}: they must be the same")
-    tensors = list(family.tensors(fields, described))
-    variables = dict(nnx.to_flat_state(nnx.state(model)))
-    places = places_of(model)
-    dtypes = {}
-    for tensor in tensors:
-        if tensor.same_as is None:
-            first = tensor.pieces[0].path
-            if first not in places:
-                raise ValueError(f"config describes the array {first}, which the model does not have")
-            place = places[first]
-            dtypes[tensor.name] = _NAMES[np.dtype(array_of(variables[place.variable].get_value(), place.part).dtype)]
+    abstract = abstract_model(family, fields, described, stacked=False)
+    ours, theirs = _arrays(model), _arrays(abstract)
+    for path in (*theirs, *ours):
+        shapes = [list(arrays[path].shape) if path in arrays else None for arrays in (theirs, ours)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"config describes {path} as {shapes[0]}; the model's is {shapes[1]}: they must be the same"
+            )
+    tensors = [tensor for tensor in family.tensors(fields, described) if tensor.same_as is None]
+    dtypes = {tensor.name: _NAMES[np.dtype(ours[tensor.pieces[0].path].dtype)] for tensor in tensors}
     return Pretrained(model, dict(config), family, dtypes)
+
+
+def _arrays(model: DecoderLM) -> dict[str, Any]:
+    """Shape and dtype of every array of an unstacked model, by path."""
+    variables = dict(nnx.to_flat_state(nnx.state(model)))
+    found = {}
+    for path, place in places_of(model).items():
+        array = array_of(variables[place.variable].get_value(), place.part)
+        found[path] = jax.ShapeDtypeStruct(shape_of(array, place), array.dtype)
+    return found
 
 
 def _tensors(pretrained: Pretrained) -> list[FileTensor]:

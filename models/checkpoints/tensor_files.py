@@ -35,8 +35,6 @@ DTYPES = {
 }
 LONGEST_HEADER = 100_000_000
 """Bytes; the published implementation has the same limit."""
-ALIGNMENT = 64
-"""Bytes: JAX on CPU uses an array that starts so without copying it."""
 
 
 class Entry(NamedTuple):
@@ -54,11 +52,13 @@ class Entry(NamedTuple):
     def bytes(self) -> int:
         return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
-    def read(self) -> np.ndarray:
-        """The tensor. Raises OSError where the file has become shorter."""
-        space = np.empty(self.bytes + ALIGNMENT, np.uint8)
-        start = -space.ctypes.data % ALIGNMENT
-        buffer = space[start : start + self.bytes]
+    def read(self, space: np.ndarray | None = None) -> np.ndarray:
+        """The tensor, in the first of the bytes of `space` or in new memory, whose first use costs as much as reading.
+
+        Raises:
+            OSError: the file has become shorter.
+        """
+        buffer = np.empty(self.bytes, np.uint8) if space is None else space[: self.bytes]
         with open(self.path, "rb", buffering=0) as file:
             file.seek(self.offset)
             done = 0

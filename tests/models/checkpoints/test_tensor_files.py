@@ -51,7 +51,6 @@ def test_bfloat16_keeps_its_bits(tmp_path):
     write_file(tmp_path / "m.safetensors", [Outgoing("x", "BF16", (4,), lambda: array)], {})
     entry = read_header(tmp_path / "m.safetensors").entries[0]
     np.testing.assert_array_equal(entry.read().view(np.uint16), array.view(np.uint16))
-    assert entry.read().ctypes.data % 64 == 0
 
 
 @pytest.mark.parametrize(
