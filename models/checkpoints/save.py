@@ -1,9 +1,11 @@
 """Models back into safetensors that transformers loads, tensor by tensor."""
 
+import dataclasses
 import functools
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
+from ...moe import ClampedSwiGLU, LossFree, MoE, SwiGLU, TopK
 from ..decoder import Decoder, DecoderLM
 from .arrays import Place, array_of, places_of, shape_of
 from .fields import Fields
@@ -22,6 +25,8 @@ from .pretrained import Pretrained
 from .registry import family_of
 from .tensor_files import DTYPES, Outgoing, write_file
 
+FREE_FIELDS = ("allow_look_ahead", "dtype", "remat", "unroll")
+"""Fields of a decoder that change neither its function nor its arrays."""
 LARGEST_SHARD = 5_000_000_000
 """Bytes of one file, where the model does not come with a division."""
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -87,10 +92,14 @@ def as_pretrained(model: DecoderLM, config: Mapping[str, Any]) -> Pretrained:
     fields = Fields(config)
     family = family_of(fields)
     described = family.decoder(fields)
-    for field in ("vocab", "width", "layers", "attention", "tied", "norm_epsilon", "embedding_scale"):
-        ours, theirs = getattr(model.config, field), getattr(described, field)
+    for field in fields_of(Decoder):
+        if field.name in FREE_FIELDS:
+            continue
+        ours, theirs = (getattr(config, field.name) for config in (model.config, described))
+        if field.name in ("attention", "ffn"):  # patterns may say the same in other words
+            ours, theirs = ([_function(kind.at(n)) for n in range(described.layers)] for kind in (ours, theirs))
         if ours != theirs:
-            raise ValueError(f"model.config.{field} is {ours}; config describes {theirs}: they must be the same")
+            raise ValueError(f"model.config.{field.name} is {ours}; config describes {theirs}: they must be the same")
     abstract = abstract_model(family, fields, described, stacked=False)
     ours, theirs = _arrays(model), _arrays(abstract)
     for path in (*theirs, *ours):
@@ -102,6 +111,19 @@ def as_pretrained(model: DecoderLM, config: Mapping[str, Any]) -> Pretrained:
     tensors = [tensor for tensor in family.tensors(fields, described) if tensor.same_as is None]
     dtypes = {tensor.name: _NAMES[np.dtype(ours[tensor.pieces[0].path].dtype)] for tensor in tensors}
     return Pretrained(model, dict(config), family, dtypes)
+
+
+def _function(kind: Any) -> Any:
+    """A layer's attention or feed-forward network without what changes neither its function nor its arrays."""
+    if not isinstance(kind, MoE):
+        return kind
+    router, expert = kind.router, kind.expert
+    if isinstance(router, TopK):
+        balancing = None if router.balancing is None else LossFree()
+        router = dataclasses.replace(router, noise=None, balancing=balancing)
+    if isinstance(expert, SwiGLU | ClampedSwiGLU):
+        expert = dataclasses.replace(expert, implementation=None)
+    return kind.experts, router, expert, kind.shared, kind.latent, kind.residual
 
 
 def _arrays(model: DecoderLM) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 from hypothesis import given
@@ -35,7 +36,7 @@ def nothing_is_built(monkeypatch):
     def fail(*arguments):
         raise AssertionError("the folder was accepted")
 
-    monkeypatch.setattr(load, "_filled", fail)
+    monkeypatch.setattr(load, "filled", fail)
 
 
 def set_config(folder, **changes):
@@ -136,6 +137,18 @@ def test_pickles_are_refused_with_the_reason(folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(ValueError, match="pytorch_model.bin .* a pickle is not read, for loading one runs whatever"):
         from_pretrained(folder)
+
+
+def test_the_hub_is_asked_for_what_is_no_local_path_alone(folder, monkeypatch):
+    asked = []
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **options: asked.append(name) or str(folder))
+    for path in (folder, "organisation/name"):
+        with pytest.raises(AssertionError, match="the folder was accepted"):
+            from_pretrained(path)
+    for path in ("./organisation/name", "/organisation/name", "a/b/c", "name"):
+        with pytest.raises(ValueError, match="there is no such folder"):
+            from_pretrained(path)
+    assert asked == ["organisation/name"]
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path):

@@ -71,13 +71,28 @@ def test_a_folder_that_holds_something_is_not_touched(model, tmp_path):
     assert files(tmp_path) == {"mine": b"keep"}
 
 
-@pytest.mark.parametrize(("field", "value"), [("hidden_size", 32), ("rms_norm_eps", 0.1), ("num_key_value_heads", 4)])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("hidden_size", 32), ("rms_norm_eps", 0.1), ("num_key_value_heads", 4), ("intermediate_size", 99)],
+)
 def test_a_model_that_its_configuration_does_not_describe_is_refused(field, value, model):
     with pytest.raises(ValueError, match=r"model\.config\.\w+ is .*; config describes .*: they must be the same"):
         as_pretrained(model, {**CONFIG, field: value})
 
 
-def test_another_hidden_width_is_refused_by_the_name_of_the_array(model):
-    expected = "config describes layers.0.ffn.down as [99, 16]; the model's is [12, 16]: they must be the same"
+def test_a_router_that_its_configuration_does_not_describe_is_refused():
+    config = json.loads((FIXTURES / "mixtral" / "config.json").read_text())
+    fields = Fields(config)
+    model = family_of(fields).decoder(fields).build(jax.random.key(0))
+    as_pretrained(model, {**config, "router_aux_loss_coef": 0.5})
+    with pytest.raises(ValueError, match=r"model\.config\.ffn is .*k=2.*; config describes .*k=3"):
+        as_pretrained(model, {**config, "num_experts_per_tok": 3})
+
+
+def test_a_weight_that_is_packed_here_alone_is_refused(model):
+    config = json.loads((FIXTURES / "gpt_oss_packed" / "config.json").read_text())
+    packed = from_pretrained(FIXTURES / "gpt_oss_packed").model
+    del config["quantization_config"]
+    expected = "config describes layers.0.ffn.experts.down as [3, 32, 32]; the model's is None: they must be the same"
     with pytest.raises(ValueError, match=re.escape(expected)):
-        as_pretrained(model, {**CONFIG, "intermediate_size": 99})
+        as_pretrained(packed, config)
