@@ -15,6 +15,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ...moe import ClampedSwiGLU, LossFree, MoE, SwiGLU, TopK
+from ..attention import Attention
 from ..decoder import Decoder, DecoderLM
 from .arrays import Place, array_of, places_of, shape_of
 from .fields import Fields
@@ -97,7 +98,10 @@ def as_pretrained(model: DecoderLM, config: Mapping[str, Any]) -> Pretrained:
             continue
         ours, theirs = (getattr(config, field.name) for config in (model.config, described))
         if field.name in ("attention", "ffn"):  # patterns may say the same in other words
-            ours, theirs = ([_function(kind.at(n)) for n in range(described.layers)] for kind in (ours, theirs))
+            ours, theirs = (
+                [_function(kind.at(layer), described.width) for layer in range(described.layers)]
+                for kind in (ours, theirs)
+            )
         if ours != theirs:
             raise ValueError(f"model.config.{field.name} is {ours}; config describes {theirs}: they must be the same")
     abstract = abstract_model(family, fields, described, stacked=False)
@@ -113,8 +117,11 @@ def as_pretrained(model: DecoderLM, config: Mapping[str, Any]) -> Pretrained:
     return Pretrained(model, dict(config), family, dtypes)
 
 
-def _function(kind: Any) -> Any:
+def _function(kind: Any, width: int) -> Any:
     """A layer's attention or feed-forward network without what changes neither its function nor its arrays."""
+    if isinstance(kind, Attention):
+        _, kv_heads, head_width = kind.shape(width)
+        return dataclasses.replace(kind, kv_heads=kv_heads, head_width=head_width)
     if not isinstance(kind, MoE):
         return kind
     router, expert = kind.router, kind.expert

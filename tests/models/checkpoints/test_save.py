@@ -1,5 +1,6 @@
 """What saving keeps and refuses. Byte-identical files: test_goldens.py; loaded by transformers: test_parity.py."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -41,6 +42,12 @@ def test_a_large_model_is_divided_and_the_division_is_kept(model, tmp_path, monk
     monkeypatch.undo()
     save_pretrained(loaded, tmp_path / "second")
     assert files(tmp_path / "second") == files(tmp_path / "first")
+
+
+def test_what_a_configuration_leaves_to_derive_is_the_same(model):
+    attention = dataclasses.replace(model.config.attention, head_width=None)
+    derived = dataclasses.replace(model.config, attention=attention).build(jax.random.key(0))
+    assert as_pretrained(derived, CONFIG).dtypes == as_pretrained(model, CONFIG).dtypes
 
 
 def test_unknown_fields_of_a_configuration_are_kept(model, tmp_path):
