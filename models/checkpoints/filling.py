@@ -18,9 +18,9 @@ from ..decoder import DecoderLM
 from ..sharding import Layout
 from .arrays import Place, array_of, places_of, shape_of, wanted_dtype
 from .folder import Source
-from .mapping import FileTensor, Piece, covered
+from .mapping import FileTensor, covered
 from .tensor_files import Entry
-from .turning import aligned, contiguous
+from .turning import aligned, contiguous, copy
 
 Leaf = tuple[tuple[Any, ...], str | None]
 
@@ -76,43 +76,70 @@ def _shardings(state: nnx.State, layout: Layout | None) -> dict[tuple[Any, ...],
 
 
 class _Filler:
-    """Arrays that fill up, piece by piece; the largest tensor has so many bytes."""
+    """Arrays that fill up, piece by piece; the largest tensor has so many bytes.
+
+    On one CPU an array fills up in memory that JAX then takes over as it is; elsewhere on the devices.
+    """
 
     def __init__(self, variables: dict, places: dict[str, Place], shardings: dict, dtype: np.dtype, largest: int):
         self.abstract, self.places, self.shardings, self.dtype = variables, places, shardings, dtype
-        self.leaves: dict[Leaf, jax.Array] = {}
+        self.on_cpu = not shardings and jax.default_backend() == "cpu"
+        self.leaves: dict[Leaf, Any] = {}
         self.space, self.part_space = np.empty(largest, np.uint8), aligned(0)
 
     def fill(self, tensor: FileTensor, entry: Entry) -> None:
         """Read a tensor and put it where its pieces belong."""
         array = entry.read(self.space)
         for piece in tensor.pieces:
-            self._put(piece, array)
-            # Else tensors would queue up in memory faster than they are copied; and the next one uses the same memory.
-            jax.block_until_ready(self.leaves[self.places[piece.path].leaf])
+            place = self.places[piece.path]
+            variable = self.abstract[place.variable]
+            shape = array_of(variable.get_value(), place.part).shape
+            dtype = wanted_dtype(variable, place.part, self.dtype)
+            put = self._put_in_memory if self.on_cpu else self._put_on_devices
+            put(place, (*place.repeat, *piece.index), piece.start, piece.view(array), shape, dtype)
 
-    def _put(self, piece: Piece, array: np.ndarray) -> None:
-        place = self.places[piece.path]
-        variable = self.abstract[place.variable]
-        shape = array_of(variable.get_value(), place.part).shape
-        dtype = wanted_dtype(variable, place.part, self.dtype)
+    def _put_in_memory(
+        self,
+        place: Place,
+        index: tuple[int, ...],
+        start: int,
+        seen: np.ndarray,
+        shape: tuple[int, ...],
+        dtype: np.dtype,
+    ) -> None:
+        if place.leaf not in self.leaves:
+            self.leaves[place.leaf] = aligned(math.prod(shape) * dtype.itemsize).view(dtype).reshape(shape)
+        target = self.leaves[place.leaf][index]
+        copy(seen, target[..., start : start + seen.shape[-1]])
+
+    def _put_on_devices(
+        self,
+        place: Place,
+        index: tuple[int, ...],
+        start: int,
+        seen: np.ndarray,
+        shape: tuple[int, ...],
+        dtype: np.dtype,
+    ) -> None:
         sharding = array_of(self.shardings[place.variable], place.part) if self.shardings else None
-        index, seen = (*place.repeat, *piece.index), piece.view(array)
         if seen.shape == shape:
             self.leaves[place.leaf] = _part(seen, dtype, sharding, 0, None)
-            return
-        size = seen.size * dtype.itemsize
-        if self.part_space.size < size:
-            self.part_space = aligned(size)
-        part = _part(seen, dtype, sharding, len(index), self.part_space)
-        leaf = self.leaves.get(place.leaf)
-        leaf = _zeros(shape, dtype, sharding) if leaf is None else leaf
-        starts = (*index, *[0] * (len(shape) - len(index) - 1), piece.start)
-        self.leaves[place.leaf] = _update(leaf, part, np.array(starts, np.int32))
+        else:
+            size = seen.size * dtype.itemsize
+            if self.part_space.size < size:
+                self.part_space = aligned(size)
+            part = _part(seen, dtype, sharding, len(index), self.part_space)
+            leaf = self.leaves.get(place.leaf)
+            leaf = _zeros(shape, dtype, sharding) if leaf is None else leaf
+            starts = (*index, *[0] * (len(shape) - len(index) - 1), start)
+            self.leaves[place.leaf] = _update(leaf, part, np.array(starts, np.int32))
+        # Else tensors would queue up in memory faster than they are copied; and the next one uses the same memory.
+        jax.block_until_ready(self.leaves[place.leaf])
 
     def variables(self) -> dict[tuple[Any, ...], nnx.Variable]:
         """The variables with their arrays."""
         done = {}
+        self.leaves = {leaf: jax.device_put(array) if self.on_cpu else array for leaf, array in self.leaves.items()}
         for path, variable in self.abstract.items():
             value = variable.get_value()
             if (path, None) in self.leaves:

@@ -20,17 +20,21 @@ def contiguous(seen: np.ndarray, dtype: np.dtype, space: np.ndarray | None = Non
     """
     size = seen.size * np.dtype(dtype).itemsize
     out = (aligned(size) if space is None else space)[:size].view(dtype).reshape(seen.shape)
+    copy(seen, out)
+    return out
+
+
+def copy(seen: np.ndarray, target: np.ndarray) -> None:
+    """Copy a view into an array of its shape, rounding to that one's dtype."""
     shape, strides = _merged(seen)
-    seen = np.lib.stride_tricks.as_strided(seen, shape, strides, writeable=False)
-    target = out.reshape(shape)
     fast = [axis for axis, stride in enumerate(strides) if stride == seen.itemsize and shape[axis] > 1]
-    if not fast or fast[0] == len(shape) - 1 or seen.size < BLOCK * BLOCK:
+    if not fast or fast[0] == len(shape) - 1 or seen.size < BLOCK * BLOCK or not target.flags.c_contiguous:
         np.copyto(target, seen, casting="unsafe")
-        return out
-    seen, target = np.moveaxis(seen, fast[0], -2), np.moveaxis(target, fast[0], -2)
+        return
+    seen = np.lib.stride_tricks.as_strided(seen, shape, strides, writeable=False)
+    seen, target = np.moveaxis(seen, fast[0], -2), np.moveaxis(target.reshape(shape), fast[0], -2)
     for index in np.ndindex(seen.shape[:-2]):
         _turn(seen[index], target[index])
-    return out
 
 
 def _turn(seen: np.ndarray, target: np.ndarray) -> None:
