@@ -1,11 +1,9 @@
 """Models back into safetensors that transformers loads, tensor by tensor."""
 
-import dataclasses
 import functools
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +12,16 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ...moe import ClampedSwiGLU, LossFree, MoE, SwiGLU, TopK
-from ..attention import Attention
-from ..decoder import Decoder, DecoderLM
-from .arrays import Place, array_of, places_of, shape_of
+from ..decoder import DecoderLM
+from .arrays import Place, array_of, places_of
+from .described import check_described
 from .fields import Fields
 from .folder import CONFIG, INDEX, SINGLE, Shard
-from .load import abstract_model
 from .mapping import FileTensor, Piece, whole
 from .pretrained import Pretrained
 from .registry import family_of
 from .tensor_files import DTYPES, Outgoing, write_file
 
-FREE_FIELDS = ("allow_look_ahead", "dtype", "remat", "unroll")
-"""Fields of a decoder that change neither its function nor its arrays."""
 LARGEST_SHARD = 5_000_000_000
 """Bytes of one file, where the model does not come with a division."""
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -92,65 +86,16 @@ def as_pretrained(model: DecoderLM, config: Mapping[str, Any]) -> Pretrained:
     """
     fields = Fields(config)
     family = family_of(fields)
-    described = family.decoder(fields)
-    for field in fields_of(Decoder):
-        if field.name in FREE_FIELDS:
-            continue
-        ours, theirs = (getattr(config, field.name) for config in (model.config, described))
-        if field.name in ("attention", "ffn"):  # patterns may say the same in other words
-            ours, theirs = (
-                [_function(kind.at(layer), described.width) for layer in range(described.layers)]
-                for kind in (ours, theirs)
-            )
-        if ours != theirs:
-            raise ValueError(f"model.config.{field.name} is {ours}; config describes {theirs}: they must be the same")
-    abstract = abstract_model(family, fields, described, stacked=False)
-    ours, theirs = _arrays(model), _arrays(abstract)
-    for path in (*theirs, *ours):
-        shapes = [list(arrays[path].shape) if path in arrays else None for arrays in (theirs, ours)]
-        if shapes[0] != shapes[1]:
-            raise ValueError(
-                f"config describes {path} as {shapes[0]}; the model's is {shapes[1]}: they must be the same"
-            )
-    tensors = [tensor for tensor in family.tensors(fields, described) if tensor.same_as is None]
-    dtypes = {tensor.name: _NAMES[np.dtype(ours[tensor.pieces[0].path].dtype)] for tensor in tensors}
+    arrays = check_described(model, family, fields)
+    tensors = [tensor for tensor in family.tensors(fields, family.decoder(fields)) if tensor.same_as is None]
+    dtypes = {tensor.name: _NAMES[np.dtype(arrays[tensor.pieces[0].path].dtype)] for tensor in tensors}
     return Pretrained(model, dict(config), family, dtypes)
-
-
-def _function(kind: Any, width: int) -> Any:
-    """A layer's attention or feed-forward network without what changes neither its function nor its arrays."""
-    if isinstance(kind, Attention):
-        _, kv_heads, head_width = kind.shape(width)
-        return dataclasses.replace(kind, kv_heads=kv_heads, head_width=head_width)
-    if not isinstance(kind, MoE):
-        return kind
-    router, expert = kind.router, kind.expert
-    if isinstance(router, TopK):
-        balancing = None if router.balancing is None else LossFree()
-        router = dataclasses.replace(router, noise=None, balancing=balancing)
-    if isinstance(expert, SwiGLU | ClampedSwiGLU):
-        expert = dataclasses.replace(expert, implementation=None)
-    return kind.experts, router, expert, kind.shared, kind.latent, kind.residual
-
-
-def _arrays(model: DecoderLM) -> dict[str, Any]:
-    """Shape and dtype of every array of an unstacked model, by path."""
-    variables = dict(nnx.to_flat_state(nnx.state(model)))
-    found = {}
-    for path, place in places_of(model).items():
-        array = array_of(variables[place.variable].get_value(), place.part)
-        found[path] = jax.ShapeDtypeStruct(shape_of(array, place), array.dtype)
-    return found
 
 
 def _tensors(pretrained: Pretrained) -> list[FileTensor]:
     fields = Fields(pretrained.config)
-    described: Decoder = pretrained.family.decoder(fields)
-    tensors = list(pretrained.family.tensors(fields, described))
-    places = places_of(pretrained.model)
-    missing = [piece.path for tensor in tensors for piece in tensor.pieces if piece.path not in places]
-    if missing:
-        raise ValueError(f"the model has no array {missing[0]}, which its config.json describes")
+    check_described(pretrained.model, pretrained.family, fields)
+    tensors = list(pretrained.family.tensors(fields, pretrained.family.decoder(fields)))
     by_name = {tensor.name: tensor for tensor in tensors}
     return [
         tensor._replace(pieces=by_name[tensor.same_as].pieces) if tensor.same_as else tensor

@@ -87,6 +87,14 @@ def test_a_model_that_its_configuration_does_not_describe_is_refused(field, valu
         as_pretrained(model, {**CONFIG, field: value})
 
 
+def test_a_loaded_model_that_was_replaced_by_another_is_refused_before_anything_is_written(tmp_path):
+    loaded = from_pretrained(FIXTURES / "llama")
+    other = dataclasses.replace(loaded.model.config, layers=1).build(jax.random.key(0))
+    with pytest.raises(ValueError, match=r"model\.config\.layers is 1; config describes 2"):
+        save_pretrained(loaded._replace(model=other), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_router_that_its_configuration_does_not_describe_is_refused():
     config = json.loads((FIXTURES / "mixtral" / "config.json").read_text())
     fields = Fields(config)
