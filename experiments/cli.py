@@ -75,7 +75,8 @@ def _recipe(arguments: list[str]) -> Path | None:
 
 
 def _commands(recipe: Path | None, arguments: list[str]) -> Any:
-    """The commands as types for tyro; the defaults of `train` and `plan` are what the recipe builds, and the technique named."""
+    """The commands as types for tyro; the defaults of `train` and `plan` are what the recipe builds, and the technique
+    named."""
     from .commands.bench import Bench
     from .commands.demo import Demo
     from .commands.evaluate import Evaluate

@@ -99,9 +99,8 @@ class Report:
             rows.append((kernel.name, f"grid {grid}, {flops}"))
         for kind, size, axes, times in self.collectives:
             over = "axes not known" if axes is None else "over " + (", ".join(axes) or "one device")
-            rows.append(
-                (kind, f"{readable_bytes(size)} {over}, {'times not known' if times is None else f'{times} times'}")
-            )
+            count = "times not known" if times is None else f"{times} times"
+            rows.append((kind, f"{readable_bytes(size)} {over}, {count}"))
         return [*rows, ("compiled in", f"{self.compile_seconds:.1f} s")]
 
 

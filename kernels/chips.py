@@ -20,6 +20,11 @@ class Torus(NamedTuple):
     die: float | None = None
     """Between the two devices of one chip."""
 
+    def __str__(self) -> str:
+        side = f"{self.ring} chips or a multiple" + " in every direction" * self.cubes
+        die = f", {self.die / 1e9:g} between the two devices of a chip" if self.die is not None else ""
+        return f"{self.link / 1e9:g} GB/s one way{die}, rings along sides of {side}"
+
     def closed(self, sides: tuple[int, ...]) -> tuple[bool, ...]:
         """Which sides of a slice are rings."""
         rings = tuple(side % self.ring == 0 for side in sides)
@@ -35,6 +40,9 @@ class Boxes(NamedTuple):
     """Of one device out of its box."""
     devices: int
     """In one box."""
+
+    def __str__(self) -> str:
+        return f"{self.switch / 1e9:g} GB/s one way in a box of {self.devices}, {self.network / 1e9:g} out of it"
 
 
 class Chip(NamedTuple):
@@ -57,11 +65,11 @@ class Chip(NamedTuple):
     """Of a GPU, its description for XLA, as a text proto."""
 
 
-# TPUs: memory and VMEM are `jax.experimental.pallas.tpu.get_tpu_info` of JAX 0.10.2; a test holds the table to it. Flops
-# and bandwidths are Google's pages: 197 TFLOP/s and 819 GB/s for v5e, 459 and 2765 for v5p (JAX says 2460), 918 and 1638
-# for v6e, 2307 and 7380 for a tpu7x chip, which is two devices. "Bidirectional ICI bandwidth per chip" is 400 GB/s for
-# v5e (4 links), 1200 for v5p (6), 800 for v6e (4) and 1200 for tpu7x (6): divided here by the links and by two
-# directions, and for tpu7x by two devices; its two dies are linked by six times a link of the chip:
+# TPUs: memory and VMEM are `jax.experimental.pallas.tpu.get_tpu_info` of JAX 0.10.2; a test holds the table to it.
+# Flops and bandwidths are Google's pages: 197 TFLOP/s and 819 GB/s for v5e, 459 and 2765 for v5p (JAX says 2460), 918
+# and 1638 for v6e, 2307 and 7380 for a tpu7x chip, which is two devices. "Bidirectional ICI bandwidth per chip" is 400
+# GB/s for v5e (4 links), 1200 for v5p (6), 800 for v6e (4) and 1200 for tpu7x (6): divided here by the links and by two
+# directions, and for tpu7x by two devices; its two dies are linked by six times a link of the chip (not checked):
 # https://docs.cloud.google.com/tpu/docs/v5e, .../v5p, .../v6e, .../tpu7x.
 # Rings: v5p has them in slices of 4x4x4 and larger (the same page); not checked: tpu7x likewise, and v5e and v6e along
 # sides of 16 alone. That v5e's 16x16 has them agrees with its page's 1.6 TB/s through the middle of a pod.

@@ -108,9 +108,11 @@ def _tokens(
 
 @functools.lru_cache(maxsize=8)
 def generation_steps(graph: nnx.GraphDef, sampling: Sampling, limit: int) -> tuple[Callable, Callable]:
-    """Prefill and step of one unstacked model: `prefill(state, prompt [B S], mask, cache, key)` and `step(state, token
-    [B], cache, key)`, each of which returns the next token and the cache, which it consumes. Kept, so that a second call
-    with the same shapes compiles nothing."""
+    """Prefill and step of one unstacked model: `prefill(state, prompt [B S], mask [B S], cache, key)` and `step(state,
+    token [B], cache, key)`. Each consumes the cache and returns the next token and the new cache.
+
+    They are kept, so that a second call with the same shapes compiles nothing.
+    """
 
     def draw(logits: jax.Array, key: jax.Array) -> jax.Array:
         allowed = jnp.arange(logits.shape[-1]) < limit

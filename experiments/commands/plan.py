@@ -26,7 +26,7 @@ from ..tables import for_terminal
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Compile a recipe's steps for devices that are not here: memory by category, flops, collectives, an estimate of time.
+    """Compile a recipe's steps for devices that are not here: memory, flops, collectives, and an estimate of time.
 
     Without arguments: the default recipe's training step on the smallest slice of v5e.
     The options below the recipe's name change single values of what the recipe builds, as those of `dynamoe train` do.
@@ -47,7 +47,7 @@ class Plan:
     search: bool = False
     """Compare all meshes by formulas, compile the best five, and write the best into --output as a recipe."""
     output: Path | None = None
-    """A folder for plan.md, plan.json and the pictures. None: print only; with --search plans/ and the recipe's name."""
+    """A folder for plan.md, plan.json and the pictures. None: print only; with --search plans/ and recipe and chip."""
     base: Annotated[Experiment | None, tyro.conf.Suppress] = None
     """What the recipe builds, before options change it."""
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]

@@ -19,10 +19,9 @@ from flax import nnx
 from ...kernels.aot import Report, compile_for
 from ...models import Layout
 from ...models.generate import Sampling, generation_steps
-from ..data import Windows
 from ..experiment import Experiment
 from ..training.step import build_trainer
-from .memory import Memory, capacity, generation_arguments, training_arguments
+from .memory import Memory, abstract_batch, capacity, generation_arguments, training_arguments
 from .placement import Placement
 
 
@@ -77,8 +76,7 @@ def training_step(experiment: Experiment, placement: Placement) -> Step:
         ValueError: an axis of a parameter or the batch does not divide over the mesh; it is named.
     """
     layout = Layout(placement.mesh, experiment.rules)
-    micro_batch = experiment.batch_size // experiment.gradient_accumulation
-    layout.batch(micro_batch, 2, "batch_size / gradient_accumulation")
+    batch = abstract_batch(experiment, layout)
     trainer = build_trainer(
         experiment.model,
         experiment.optimizer,
@@ -86,16 +84,13 @@ def training_step(experiment: Experiment, placement: Placement) -> Step:
         steps=experiment.steps,
         accumulation=experiment.gradient_accumulation,
     )
-    rows, length = experiment.batch_size, experiment.sequence_length
-    sharding = layout.batch(rows, 2)
-    batch = Windows(*(_abstract((rows, length + 1), jnp.int32, sharding) for _ in Windows._fields))
     return Step(
         "training step",
         trainer.step,
         (trainer.abstract_state, batch),
         training_arguments(trainer.abstract_state, batch),
-        tokens=rows * length,
-        context=length,
+        tokens=experiment.batch_size * experiment.sequence_length,
+        context=experiment.sequence_length,
         passes=3,
     )
 
@@ -124,15 +119,15 @@ def generation_steps_of(experiment: Experiment, sizes: Generation, placement: Pl
         axes = (None, "kv_heads", None) if array.ndim == 4 else (None,) * (array.ndim - 1)
         return of_rows("the key-value cache", *array.shape, dtype=array.dtype, axes=axes)
 
-    cache = jax.tree.map(cached, jax.eval_shape(lambda: model.empty_cache(batch=rows, slots=slots)))
     prompts, mask = of_rows("generation.rows", rows, prompt), of_rows("generation.rows", rows, prompt, dtype=bool)
+    cache = jax.tree.map(cached, jax.eval_shape(lambda: model.empty_cache(batch=rows, slots=slots)))
     token, key = of_rows("generation.rows", rows), jax.eval_shape(lambda: jax.random.key(0))
     return [
         Step(
             "prefill",
             prefill,
             (params, prompts, mask, cache, key),
-            generation_arguments(params, cache, (prompts, mask)),
+            generation_arguments(params, cache, (prompts, mask, key)),
             tokens=rows * prompt,
             context=slots,
             passes=1,
@@ -141,7 +136,7 @@ def generation_steps_of(experiment: Experiment, sizes: Generation, placement: Pl
             "decoding step",
             step,
             (params, token, cache, key),
-            generation_arguments(params, cache, token),
+            generation_arguments(params, cache, (token, key)),
             tokens=rows,
             context=slots,
             passes=1,
@@ -150,7 +145,7 @@ def generation_steps_of(experiment: Experiment, sizes: Generation, placement: Pl
 
 
 def compile_step(step: Step, placement: Placement) -> Compiled:
-    """Compile a step. One that does not fit is an outcome, not an error: a TPU's compiler refuses it, a GPU's does not."""
+    """Compile a step. Not to fit is an outcome and no error: a TPU's compiler refuses then, a GPU's does not."""
     try:
         with dying_at_once():
             report = compile_for(placement.target.name, step.function, *step.arguments, mesh=placement.mesh)

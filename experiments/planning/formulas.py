@@ -28,10 +28,9 @@ from flax import nnx
 from ...models import Layout
 from ...models.accounting import Part, count_parts
 from ...moe import MoE
-from ..data import Windows
 from ..experiment import Experiment
 from ..training.step import TrainState
-from .memory import Memory, capacity, training_arguments
+from .memory import Memory, abstract_batch, capacity, training_arguments
 from .placement import Placement
 from .roofline import Estimate, Exchange, estimate, exchange
 
@@ -69,14 +68,12 @@ def by_formulas(experiment: Experiment, state: TrainState, placement: Placement)
         ValueError: an axis of a parameter or the batch does not divide over the mesh; it is named.
     """
     layout = Layout(placement.mesh, experiment.rules)
-    micro_batch = experiment.batch_size // experiment.gradient_accumulation
-    layout.batch(micro_batch, 2, "batch_size / gradient_accumulation")
+    batch = abstract_batch(experiment, layout)
     placed: Any = jax.tree.map(
         lambda a, sharding: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), state, layout.shardings(state)
     )
     weights, parts = _weights(placed.params, layout), count_parts(experiment.model, experiment.sequence_length)
     exchanges = _exchanges(experiment, weights, placement)
-    batch = _batch(experiment, layout)
     memory = Memory(
         arguments=training_arguments(placed, batch),
         padding=None,
@@ -184,9 +181,3 @@ def _inside_layers(parts: list[Part], of: str = "flops") -> float:
 def _bytes_each(experiment: Experiment) -> int:
     """c."""
     return 2 if experiment.model.dtype == "bfloat16" else 4
-
-
-def _batch(experiment: Experiment, layout: Layout) -> Windows:
-    shape = (experiment.batch_size, experiment.sequence_length + 1)
-    sharding = layout.batch(experiment.batch_size, 2)
-    return Windows(*(jax.ShapeDtypeStruct(shape, "int32", sharding=sharding) for _ in Windows._fields))

@@ -4,9 +4,13 @@ import math
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from ...kernels.chips import CHIPS
+from ...models import Layout
+from ..data import Windows
+from ..experiment import Experiment
 from ..training.step import TrainState
 
 
@@ -48,6 +52,18 @@ class Memory(NamedTuple):
 def bytes_per_device(tree: Any) -> int:
     """Of the abstract arrays of a tree, whose shardings are known."""
     return sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(tree))
+
+
+def abstract_batch(experiment: Experiment, layout: Layout) -> Any:
+    """The `Windows` of one step, abstract.
+
+    Raises:
+        ValueError: the batch, or a micro-batch of it, does not divide over the mesh.
+    """
+    layout.batch(experiment.batch_size // experiment.gradient_accumulation, 2, "batch_size / gradient_accumulation")
+    shape, sharding = (experiment.batch_size, experiment.sequence_length + 1), layout.batch(experiment.batch_size, 2)
+    array: Any = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
+    return Windows(*(array for _ in Windows._fields))
 
 
 def training_arguments(state: TrainState, batch: Any) -> dict[str, int]:

@@ -2,11 +2,11 @@
 
 Letters: n devices, B bytes of the collective's result on one device, w bytes per second of one link, one way.
 
-On a torus, a side of k devices that is closed to a ring moves 2 w into each device, a line w, for its last device has one
-link; a collective over several sides uses all of them at once. An all-to-all is bound by what has to pass the middle of a
-side: k B / 8 w of a ring, k B / 4 w of a line, the longest of them (half of each device's bytes cross the middle, over
-two links for every line of devices of a ring and over one of a line). Among boxes a device takes in what comes from its
-own box through the switch and the rest through its network adapter, at the same time.
+On a torus, a side of k devices that is closed to a ring moves 2 w into each device, a line w, for its last device has
+one link; a collective over several sides uses all of them at once. An all-to-all is bound by what has to pass the
+middle of a side: k B / 8 w of a ring, k B / 4 w of a line, the longest of them (half of each device's bytes cross the
+middle, over two links of each ring and one of each line). Among boxes a device takes in what comes from its own box
+through the switch and the rest through its network adapter, at the same time.
 
 Latency is not counted, nor that links may be busy with another collective.
 """

@@ -44,12 +44,15 @@ def draw_memory(bars: Sequence[Bar], file: Path, *, title: str) -> Path:
                 left = sum(parts.get(before, 0) for before in CATEGORIES[: CATEGORIES.index(name)]) / GIB
                 label = name if row == 0 else None
                 axes.barh(row, parts.get(name, 0) / GIB, left=left, color=colour, label=label, **_shade(bar))
-        axes.axvline(capacity, color=INK, linestyle=DASHED, linewidth=1)
-        axes.set_xlim(0, 1.05 * max(capacity, *(bar.memory.total / GIB for bar in bars)))
+        largest = max(bar.memory.total for bar in bars) / GIB
+        small = largest < capacity / 10  # beside the capacity nothing would be seen of it
+        if not small:
+            axes.axvline(capacity, color=INK, linestyle=DASHED, linewidth=1)
+        axes.set_xlim(0, 1.05 * (largest if small else max(capacity, largest)))
         axes.set_xlabel("GiB on one device")
         _finish(figure, axes, bars)
-        reading = "dashed: what a device has; paler bars are by formulas, the others compiled"
-        entitle(figure, title, reading)
+        has = f"a device has {capacity:.1f} GiB" + ("" if small else ", dashed")
+        entitle(figure, title, f"{has}; paler bars are by formulas, the others compiled")
     return file
 
 

@@ -1,7 +1,7 @@
 """A mesh laid over devices that are not here, and the links that each of its axes runs over.
 
-On a TPU every mesh axis takes whole sides of the slice, so that its devices are neighbours; of GPUs the last axes share a
-box. A mesh that would have to cut a side in two is refused.
+On a TPU every mesh axis takes whole sides of the slice, so that its devices are neighbours; of GPUs the last axes share
+a box. A mesh that would have to cut a side in two is refused.
 """
 
 import itertools

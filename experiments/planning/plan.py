@@ -32,7 +32,7 @@ class StepPlan(NamedTuple):
         return self.compile_seconds is None
 
     def exchanges_by_axes(self) -> list[Exchange]:
-        """One entry for each kind and mesh axes, summed over the step, the slowest first; bytes are those on the wire."""
+        """One entry for each kind and mesh axes, all its bytes of a step summed, the slowest first."""
         groups: dict[tuple, list[Exchange]] = defaultdict(list)
         for one in self.exchanges:
             groups[one.kind, one.axes].append(one)

@@ -18,11 +18,12 @@ def memory_table(plan: StepPlan) -> Table:
     memory = plan.memory
     rows = [(name, readable_bytes(size), f"{size / memory.capacity:.1%}") for name, size in memory.parts().items()]
     by = "temporaries are an estimate by formulas" if memory.estimated else "temporaries are the compiler's"
-    left = f"{readable_bytes(abs(memory.margin))} {'left' if memory.fits else 'MISSING'} of {readable_bytes(memory.capacity)}"
+    left = f"{readable_bytes(abs(memory.margin))} {'left' if memory.fits else 'MISSING'}"
+    left += f" of {readable_bytes(memory.capacity)}"
     total = ("total", readable_bytes(memory.total), f"{memory.total / memory.capacity:.1%}")
     caption = (
-        f"{plan.name}, one device: {left}. Arguments are exact; {by}: activations, gradients, gathered weights and buffers "
-        "of collectives."
+        f"{plan.name}, one device: {left}. Arguments are exact; {by}: activations, gradients, gathered weights and "
+        "buffers of collectives."
     )
     return Table(("memory", "bytes", "of a device"), [*rows, total], caption, total=True)
 
@@ -73,26 +74,17 @@ def search_table(search: Search) -> Table:
     """Every mesh, best first."""
     rows = []
     for place, candidate in enumerate(search.candidates, 1):
-        by_formulas, plan = candidate.formulas, candidate.compiled
-        known = plan is not None and not plan.by_formulas
-        rows.append(
-            (
-                str(place),
-                candidate.name,
-                readable_bytes(by_formulas.memory.total),
-                _times(by_formulas.estimate),
-                readable_bytes(plan.memory.total) if plan is not None and known else "",
-                _times(plan.estimate) if plan is not None and known else "",
-                _verdict(candidate),
-            )
-        )
+        memory, time = candidate.formulas.memory, candidate.formulas.estimate
+        plan = candidate.compiled if candidate.compiled and not candidate.compiled.by_formulas else None
+        compiled = (readable_bytes(plan.memory.total), _span(plan.estimate)) if plan is not None else ("", "")
+        row = (place, candidate.name, readable_bytes(memory.total), compiled[0], _span(time), compiled[1])
+        rows.append((*map(str, row), _verdict(candidate)))
     caption = (
-        "Times are estimates: everything overlapped to nothing overlapped. Meshes are ranked by the latter, of the compiled "
-        f"program where there is one. {len(search.refused)} more meshes do not divide the experiment, and {search.unheld} "
-        "cannot be laid over these devices."
+        "Memory of one device; times are estimates: everything overlapped, and nothing overlapped. Ranked by the "
+        f"latter, of the compiled program if there is one. {len(search.refused)} more meshes do not divide the "
+        f"experiment; {search.unheld} cannot be laid over these devices."
     )
-    columns = ("rank", "mesh", "memory by formulas", "time by formulas", "memory compiled", "time compiled", "")
-    return Table(columns, rows, caption)
+    return Table(("rank", "mesh", "memory", "compiled", "ms", "compiled", ""), rows, caption)
 
 
 def page(title: str, command: str, placement: Placement, plans: Sequence[StepPlan], search: Search | None) -> str:
@@ -177,8 +169,8 @@ def _verdict(candidate: Candidate) -> str:
     return "compiled" if candidate.fits else "does not fit"
 
 
-def _times(time: Estimate | None) -> str:
-    return "" if time is None else f"{_milliseconds(time.overlapped)} to {_milliseconds(time.serial)}"
+def _span(time: Estimate | None) -> str:
+    return "" if time is None else f"{1e3 * time.overlapped:.3g}, {1e3 * time.serial:.3g}"
 
 
 def _executed(time: Estimate) -> str:

@@ -118,6 +118,6 @@ def assumptions(chip: str) -> list[str]:
         "a collective over unknown mesh axes runs over all of them; one in a loop of unknown length counts once",
         "overlapped: the longest of the three; nothing overlapped: their sum. A real step lies above the first, and "
         "usually below the second",
-        "model flops are three forward passes of every token in training and one in generation, attention over the whole "
-        "sequence counted, nothing computed twice; of a branch the larger side is counted",
+        "model flops are three forward passes of every token in training and one in generation, attention over the "
+        "whole sequence counted, nothing computed twice; executed flops count the larger side of a branch",
     ]

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ...models import MeshShape
 from ..experiment import Experiment
 from .target import Target
 
@@ -17,7 +18,7 @@ DEFAULT = "standard_library"
 _OURS = f"from dynamoe.experiments.recipes import {DEFAULT} as planned\n"
 _YOURS = """
 # The planned recipe, by its path from this file's folder, which a run's copy of this file has on sys.path.
-RECIPE = {away!r}
+RECIPE = "{away}"
 found = next(Path(place, RECIPE) for place in (Path(__file__).parent, *sys.path) if Path(place, RECIPE).is_file())
 sys.path.insert(0, str(found.parent.resolve()))
 planned = importlib.import_module(found.stem)
@@ -64,15 +65,15 @@ def winner_text(file: Path, recipe: Path | None, base: Experiment, experiment: E
 
 def _changed(old: Any, new: Any, expression: str, names: set[tuple[str, str]]) -> str:
     """Python that makes `new` out of `old`, for which the expression stands. Collects what it has to import."""
-    if old == new:
-        return expression
     if type(old) is not type(new) or not dataclasses.is_dataclass(new) or isinstance(new, type):
         return _literal(new, expression, names)
-    parts = [
-        f"{field.name}={_changed(getattr(old, field.name), getattr(new, field.name), f'{expression}.{field.name}', names)}"
-        for field in dataclasses.fields(new)
-        if field.init and getattr(old, field.name) != getattr(new, field.name)
-    ]
+    parts = []
+    for name in (field.name for field in dataclasses.fields(new) if field.init):
+        before, after = getattr(old, name), getattr(new, name)
+        if before != after or isinstance(after, MeshShape):  # the mesh is written whole: it is what the file is for
+            inside = f"{expression}.{name}"
+            write = _literal(after, inside, names) if isinstance(after, MeshShape) else None
+            parts.append(f"{name}={write or _changed(before, after, inside, names)}")
     return f"dataclasses.replace({expression}, {', '.join(parts)})"
 
 
@@ -86,7 +87,8 @@ def _literal(value: Any, expression: str, names: set[tuple[str, str]]) -> str:
         return f"({''.join(f'{_literal(part, expression, names)}, ' for part in value)})"
     kind = type(value)
     if dataclasses.is_dataclass(value) and "." in kind.__module__:  # of a package, not of the recipe file
-        names.add((kind.__module__, kind.__qualname__))
+        public = kind.__module__.rpartition(".")[0] if isinstance(value, MeshShape) else kind.__module__
+        names.add((public, kind.__qualname__))
         fields = (
             f"{field.name}={_literal(getattr(value, field.name), f'{expression}.{field.name}', names)}"
             for field in dataclasses.fields(value)
