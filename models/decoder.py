@@ -182,13 +182,16 @@ class DecoderLM(nnx.Module):
             key: randomness of routers that draw; folded with the layer's number.
             training: whether routers behave as in training.
             tap: `tap(path, activations, routing)`, called where activations enter a module; see `Output.taps`.
-            layout: keeps activations split by batch on a mesh. None: leave that to XLA.
+            layout: keeps activations split by batch on a mesh, where dispatchers then run device by device. None: leave
+                that to XLA.
         """
         segments = jnp.ones_like(tokens) if segments is None else segments
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape) if positions is None else positions
         constrain: Callable[[jax.Array], jax.Array] = (lambda x: x) if layout is None else layout.constrain
         mask = causal_mask(segments)
-        flat = RoutingContext(mask=segments.reshape(-1) > 0, token_ids=tokens.reshape(-1), training=training)
+        flat = RoutingContext(
+            mask=segments.reshape(-1) > 0, token_ids=tokens.reshape(-1), training=training, placement=layout
+        )
 
         def layer(block: Block, x: jax.Array, index: jax.Array | int) -> tuple[jax.Array, tuple[MoEStats | None, dict]]:
             recorder = Recorder(tap)
