@@ -114,9 +114,14 @@ def _layers(segment: Segment) -> list[nnx.Module]:
     if segment.repeats == 1:
         return list(segment.unit.layers)
     graph, state = nnx.split(segment.unit)
-    state = _with_axes(state, lambda axes: axes[1:])
+    state = without_layers(state)
     units = [nnx.merge(graph, jax.tree.map(lambda a, i=i: a[i], state)) for i in range(segment.repeats)]
     return [layer for unit in units for layer in unit.layers]
+
+
+def without_layers(state: nnx.State) -> nnx.State:
+    """The state of a repeated unit with the logical axes that each of its layers has, once the arrays are cut apart."""
+    return _with_axes(state, lambda axes: axes[1:])
 
 
 def _prepend_layers(axes: tuple) -> tuple:

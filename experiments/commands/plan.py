@@ -14,7 +14,7 @@ from ..experiment import Experiment
 from ..files import write_atomically
 from ..planning.compiled import Generation, Step, generation_steps_of, training_step
 from ..planning.pictures import Bar, draw_memory, draw_time
-from ..planning.placement import Placement, place
+from ..planning.placement import PlacedMesh, place
 from ..planning.plan import StepPlan, plan_step
 from ..planning.report import as_json, page, search_table, tables
 from ..planning.roofline import assumptions
@@ -76,7 +76,7 @@ class Plan:
             self._write(folder, placement, plans, None, bars, console)
         return int(any(plan.refusal is not None for plan in plans))
 
-    def _steps(self, placement: Placement) -> list[Step]:
+    def _steps(self, placement: PlacedMesh) -> list[Step]:
         """All of them before any is compiled, so that what does not divide is said first."""
         training = [training_step(self.experiment, placement)] if self.phase != "generation" else []
         if self.phase == "training":
@@ -132,7 +132,7 @@ class Plan:
     def _write(
         self,
         folder: Path,
-        placement: Placement,
+        placement: PlacedMesh,
         plans: list[StepPlan],
         search: Search | None,
         bars: list[Bar],

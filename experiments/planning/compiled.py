@@ -22,7 +22,7 @@ from ...models.generate import Sampling, generation_steps
 from ..experiment import Experiment
 from ..training.step import build_trainer
 from .memory import Memory, abstract_batch, capacity, generation_arguments, training_arguments
-from .placement import Placement
+from .placement import PlacedMesh
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class Compiled(NamedTuple):
     refusal: str | None
 
 
-def training_step(experiment: Experiment, placement: Placement) -> Step:
+def training_step(experiment: Experiment, placement: PlacedMesh) -> Step:
     """The step of `dynamoe train`.
 
     Raises:
@@ -95,7 +95,7 @@ def training_step(experiment: Experiment, placement: Placement) -> Step:
     )
 
 
-def generation_steps_of(experiment: Experiment, sizes: Generation, placement: Placement) -> list[Step]:
+def generation_steps_of(experiment: Experiment, sizes: Generation, placement: PlacedMesh) -> list[Step]:
     """Prefill and one step of decoding, with the parameters as training stores them, unstacked.
 
     Raises:
@@ -144,7 +144,7 @@ def generation_steps_of(experiment: Experiment, sizes: Generation, placement: Pl
     ]
 
 
-def compile_step(step: Step, placement: Placement) -> Compiled:
+def compile_step(step: Step, placement: PlacedMesh) -> Compiled:
     """Compile a step. Not to fit is an outcome and no error: a TPU's compiler refuses then, a GPU's does not."""
     try:
         with dying_at_once():

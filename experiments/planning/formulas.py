@@ -31,7 +31,7 @@ from ...moe import MoE
 from ..experiment import Experiment
 from ..training.step import TrainState
 from .memory import Memory, abstract_batch, capacity, training_arguments
-from .placement import Placement
+from .placement import PlacedMesh
 from .roofline import Estimate, Exchange, estimate, exchange
 
 
@@ -56,7 +56,7 @@ class Formulas(NamedTuple):
     exchanges: list[Exchange]
 
 
-def by_formulas(experiment: Experiment, state: TrainState, placement: Placement) -> Formulas:
+def by_formulas(experiment: Experiment, state: TrainState, placement: PlacedMesh) -> Formulas:
     """Memory and time of a training step on a mesh.
 
     Args:
@@ -94,7 +94,7 @@ def by_formulas(experiment: Experiment, state: TrainState, placement: Placement)
     return Formulas(memory, time, exchanges)
 
 
-def weights_in_use(experiment: Experiment, params: nnx.State, placement: Placement) -> int:
+def weights_in_use(experiment: Experiment, params: nnx.State, placement: PlacedMesh) -> int:
     """Elements of the parameters that one device multiplies with: gathered over "fsdp", still split by the others."""
     return sum(weight.size for weight in _weights(params, Layout(placement.mesh, experiment.rules)))
 
@@ -128,7 +128,7 @@ def _weights(params: nnx.State, layout: Layout) -> list[Weight]:
     return found
 
 
-def _exchanges(experiment: Experiment, weights: list[Weight], placement: Placement) -> list[Exchange]:
+def _exchanges(experiment: Experiment, weights: list[Weight], placement: PlacedMesh) -> list[Exchange]:
     model, sizes, each = experiment.model, placement.mesh.shape, _bytes_each(experiment)
     passes, repeats = 2 + model.remat, experiment.gradient_accumulation
     activations = _tokens(experiment, placement) * model.width * each
@@ -152,7 +152,7 @@ def _exchanges(experiment: Experiment, weights: list[Weight], placement: Placeme
 
 
 def _temporaries(
-    experiment: Experiment, params: nnx.State, weights: list[Weight], parts: list[Part], placement: Placement
+    experiment: Experiment, params: nnx.State, weights: list[Weight], parts: list[Part], placement: PlacedMesh
 ) -> int:
     model, sizes, each = experiment.model, placement.mesh.shape, _bytes_each(experiment)
     tokens, layers = _tokens(experiment, placement), model.layers
@@ -168,7 +168,7 @@ def _temporaries(
     return round(gradients + gathered + kept + max(2 * products + scores, logits))
 
 
-def _tokens(experiment: Experiment, placement: Placement) -> float:
+def _tokens(experiment: Experiment, placement: PlacedMesh) -> float:
     """t."""
     over = math.prod(placement.mesh.shape[axis] for axis in experiment.rules.batch)
     return experiment.batch_size * experiment.sequence_length / experiment.gradient_accumulation / over

@@ -41,7 +41,7 @@ class Span(NamedTuple):
     boxes: Boxes | None = None
 
 
-class Placement(NamedTuple):
+class PlacedMesh(NamedTuple):
     """A mesh of absent devices, and where it lies."""
 
     target: Target
@@ -60,7 +60,7 @@ class Placement(NamedTuple):
         return Span(len(group), sides=_sides(group, self.target, links))
 
 
-def place(mesh: MeshShape, target: Target) -> Placement:
+def place(mesh: MeshShape, target: Target) -> PlacedMesh:
     """Lay a mesh over the target's devices.
 
     Raises:
@@ -71,7 +71,7 @@ def place(mesh: MeshShape, target: Target) -> Placement:
     return _place(mesh, target, absent_devices(target.name))
 
 
-def _place(mesh: MeshShape, target: Target, devices: Sequence[Any]) -> Placement:
+def _place(mesh: MeshShape, target: Target, devices: Sequence[Any]) -> PlacedMesh:
     try:
         plain = mesh.build(devices)
     except ValueError as error:
@@ -80,7 +80,7 @@ def _place(mesh: MeshShape, target: Target, devices: Sequence[Any]) -> Placement
             f"{len(devices)}"
         ) from error
     if isinstance(CHIPS[target.chip].links, Boxes):
-        return Placement(target, plain)  # devices count through their box first, and so do the last axes of a mesh
+        return PlacedMesh(target, plain)  # devices count through their box first, and so do the last axes of a mesh
     sizes = [plain.shape[name] for name in AXES]
     try:
         arranged = mesh_utils.create_device_mesh(sizes, devices)
@@ -90,10 +90,10 @@ def _place(mesh: MeshShape, target: Target, devices: Sequence[Any]) -> Placement
             f"mesh is {shown}; {target.chip} {target.topology} cannot hold it: each axis must take whole sides of the "
             f"slice, so it may have {_sizes(target)} devices"
         ) from error
-    return Placement(target, Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES)))
+    return PlacedMesh(target, Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES)))
 
 
-def possible_meshes(target: Target) -> list[tuple[MeshShape, Placement]]:
+def possible_meshes(target: Target) -> list[tuple[MeshShape, PlacedMesh]]:
     """Every mesh that the devices can hold, each with its placement."""
     devices, found = absent_devices(target.name), []
     for sizes in factorizations(len(devices), len(AXES)):

@@ -8,7 +8,7 @@ from ..experiment import Experiment
 from .compiled import Compiled, Step, compile_step
 from .formulas import by_formulas, hbm_bytes, weights_in_use
 from .memory import Memory, capacity
-from .placement import Placement
+from .placement import PlacedMesh
 from .roofline import Estimate, Exchange, estimate, exchanges_of
 
 
@@ -50,7 +50,7 @@ class StepPlan(NamedTuple):
         return sorted(summed, key=lambda one: -one.seconds)
 
 
-def plan_step(experiment: Experiment, step: Step, placement: Placement) -> StepPlan:
+def plan_step(experiment: Experiment, step: Step, placement: PlacedMesh) -> StepPlan:
     """Compile a step and say what it takes. Where it does not fit, formulas say about how much it would."""
     compiled = compile_step(step, placement)
     if compiled.memory is None or compiled.report is None:
@@ -69,7 +69,7 @@ def plan_step(experiment: Experiment, step: Step, placement: Placement) -> StepP
     return StepPlan(step.name, step.tokens, compiled.memory, time, exchanges, report.compile_seconds, compiled.refusal)
 
 
-def _refused(experiment: Experiment, step: Step, placement: Placement, compiled: Compiled) -> StepPlan:
+def _refused(experiment: Experiment, step: Step, placement: PlacedMesh, compiled: Compiled) -> StepPlan:
     if step.passes != 3:
         bare = Memory(step.categories, None, 0, 0, True, capacity(placement.target.chip))
         return StepPlan(step.name, step.tokens, bare, None, [], None, compiled.refusal)

@@ -7,7 +7,7 @@ from typing import Any
 from ...kernels.aot import readable_bytes
 from ..page import Table
 from .network import shown
-from .placement import Placement
+from .placement import PlacedMesh
 from .plan import StepPlan
 from .roofline import Estimate, assumptions
 from .search import Candidate, Search
@@ -87,7 +87,7 @@ def search_table(search: Search) -> Table:
     return Table(("rank", "mesh", "memory", "compiled", "ms", "compiled", ""), rows, caption)
 
 
-def page(title: str, command: str, placement: Placement, plans: Sequence[StepPlan], search: Search | None) -> str:
+def page(title: str, command: str, placement: PlacedMesh, plans: Sequence[StepPlan], search: Search | None) -> str:
     """The plan as a page, with its pictures beside it.
 
     Args:
@@ -118,7 +118,7 @@ def tables(plan: StepPlan) -> list[Table]:
     return [*found, *([estimate_table(plan)] if plan.estimate is not None else [])]
 
 
-def as_json(placement: Placement, plans: Sequence[StepPlan], search: Search | None) -> dict[str, Any]:
+def as_json(placement: PlacedMesh, plans: Sequence[StepPlan], search: Search | None) -> dict[str, Any]:
     """The plan as data."""
     data: dict[str, Any] = {
         "chip": placement.target.chip,

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from ...kernels.chips import CHIPS
 from ...kernels.collectives import Collective
 from .network import seconds, wire_bytes
-from .placement import Placement
+from .placement import PlacedMesh
 
 
 class Exchange(NamedTuple):
@@ -61,14 +61,14 @@ class Estimate(NamedTuple):
         return None if self.executed_flops is None or not time else self.executed_flops / (time * self.peak_flops)
 
 
-def exchanges_of(collectives: Sequence[Collective], placement: Placement) -> list[Exchange]:
+def exchanges_of(collectives: Sequence[Collective], placement: PlacedMesh) -> list[Exchange]:
     """The collectives of a compiled step, the slowest first."""
     found = [exchange(c.kind, c.bytes, c.axes, c.times, placement) for c in collectives]
     return sorted(found, key=lambda one: -one.seconds)
 
 
 def exchange(
-    kind: str, size: float, axes: tuple[str, ...] | None, times: float | None, placement: Placement
+    kind: str, size: float, axes: tuple[str, ...] | None, times: float | None, placement: PlacedMesh
 ) -> Exchange:
     """One collective, with the links of the mesh axes that it runs over; all links where the axes are not known."""
     span, count = placement.span(axes), 1 if times is None else times
@@ -77,7 +77,7 @@ def exchange(
 
 
 def estimate(
-    placement: Placement,
+    placement: PlacedMesh,
     *,
     model_flops: float,
     executed_flops: float | None,

@@ -11,7 +11,7 @@ from ..experiment import Experiment
 from ..training.step import TrainState, build_trainer
 from .compiled import training_step
 from .formulas import Formulas, by_formulas
-from .placement import AXES, Placement, factorizations, possible_meshes
+from .placement import AXES, PlacedMesh, factorizations, possible_meshes
 from .plan import StepPlan, plan_step
 from .target import Target
 
@@ -23,7 +23,7 @@ class Candidate(NamedTuple):
     """A mesh that divides what it has to and that the devices can hold."""
 
     shape: MeshShape
-    placement: Placement
+    placement: PlacedMesh
     formulas: Formulas
     compiled: StepPlan | None = None
 
