@@ -251,7 +251,7 @@ def _vmem_by_name(text: str) -> dict[str, int]:
     return found
 
 
-def readable_bytes(count: float) -> str:
+def readable_bytes(count: int | float) -> str:
     """As "3.50 GiB"."""
     for unit, size in (("GiB", 2**30), ("MiB", MEBI), ("KiB", 2**10)):
         if count >= size:

@@ -14,7 +14,7 @@ Latency is not counted, nor that links may be busy with another collective.
 from .placement import Span
 
 
-def wire_bytes(kind: str, size: float, devices: int) -> float:
+def wire_bytes(kind: str, size: int | float, devices: int) -> float:
     """Bytes that one device has to take in.
 
     Args:
@@ -34,7 +34,7 @@ def wire_bytes(kind: str, size: float, devices: int) -> float:
     return others * size  # all-gather, all-to-all; of a ragged one the result's buffer, which bounds what comes
 
 
-def seconds(kind: str, size: float, span: Span) -> float:
+def seconds(kind: str, size: int | float, span: Span) -> float:
     """The least time of one collective.
 
     Args:
