@@ -134,5 +134,7 @@ def test_a_sum_of_which_each_device_keeps_a_slice_is_a_reduce_scatter():
 def test_a_ragged_exchange_moves_no_more_than_goes_in_or_comes_out(exchange):
     text = entry(f"%x = bf16[32,8]{{1,0:T(8,128)}} fusion(%p), calls=%f\n  %r = {exchange}, replica_groups=[1,4]<=[4]")
     assert [found.bytes for found in read_collectives(text, MESH)] == [32 * 8 * 2]
-    smaller = text.replace("= bf16[64,8]", "= bf16[4,8]").replace(", bf16[64,8]{1,0}) ragged", ", bf16[4,8]{1,0}) ragged")
+    smaller = text.replace("= bf16[64,8]", "= bf16[4,8]").replace(
+        ", bf16[64,8]{1,0}) ragged", ", bf16[4,8]{1,0}) ragged"
+    )
     assert [found.bytes for found in read_collectives(smaller, MESH)] == [4 * 8 * 2]

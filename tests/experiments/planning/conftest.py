@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 
-from dynamoe.experiments.planning import placement
+from dynamoe.experiments.commands import plan as command
+from dynamoe.experiments.planning import placement, search
+from dynamoe.experiments.planning.formulas import by_formulas
 from dynamoe.experiments.planning.placement import PlacedMesh, place
+from dynamoe.experiments.planning.plan import StepPlan
 from dynamoe.experiments.planning.target import find_target
 from dynamoe.kernels import aot
 from dynamoe.models import MeshShape
@@ -48,3 +51,24 @@ def on(no_compiler: None) -> Callable[..., PlacedMesh]:
         return place(MeshShape(data=data, fsdp=fsdp, expert=expert, tensor=tensor), find_target(chip, topology))
 
     return build
+
+
+@pytest.fixture
+def planned_without_compiling(monkeypatch: pytest.MonkeyPatch, no_compiler: None) -> list[str]:
+    """Let steps be planned by formulas, as if they had been compiled. Returns the meshes, as they are planned.
+
+    A mesh with an expert axis of 2 takes one millisecond, others two. Those with a tensor axis do not fit.
+    """
+    planned: list[str] = []
+
+    def plan_step(experiment: Any, step: Any, placement: PlacedMesh) -> StepPlan:
+        found, shape = by_formulas(experiment, step.arguments[0], placement), placement.mesh.shape
+        planned.append(" ".join(f"{axis}={size}" for axis, size in shape.items() if size > 1))
+        time = found.estimate._replace(compute=0.0, executed=1e-3 if shape["expert"] == 2 else 2e-3, memory=0.0)
+        memory = found.memory._replace(estimated=False, padding=0)
+        refusal = "Ran out of memory" if shape["tensor"] > 1 else None
+        return StepPlan(step.name, step.tokens, memory, time, found.exchanges, 1.0, refusal)
+
+    for module in (search, command):
+        monkeypatch.setattr(module, "plan_step", plan_step)
+    return planned
