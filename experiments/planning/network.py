@@ -28,7 +28,7 @@ def wire_bytes(kind: str, size: int | float, devices: int) -> float:
     if kind == "all-reduce":
         return 2 * others * size
     if kind == "reduce-scatter":
-        return (devices - 1) * size
+        return float((devices - 1) * size)
     if kind in ("collective-permute", "collective-broadcast"):
         return float(size)
     return others * size  # all-gather, all-to-all; of a ragged one the result's buffer, which bounds what comes
