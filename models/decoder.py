@@ -20,7 +20,7 @@ from ..moe import FeedForward, LayerPattern, MoEStats, Routing, RoutingContext, 
 from .attention import Attention, causal_mask
 from .cache import Cache, LayerCache, empty_cache
 from .ffn import Dense
-from .layers import Segment, build_segments, stack, unstack, without_layers
+from .layers import Segment, build_segments, split_repeats, stack, unstack
 from .linear import linear
 from .norm import RMSNorm
 from .sharding import Layout
@@ -289,12 +289,11 @@ def run_segment(
             outputs.append(output)
         return x, outputs
 
-    graph, state = nnx.split(segment.unit)
+    graph, state = nnx.split(segment.unit) if segment.repeats == 1 else split_repeats(segment)
     unit = jax.checkpoint(unit) if config.remat else unit
     if segment.repeats == 1:
         return unit(x, state, first)
     starts = first + length * jnp.arange(segment.repeats)
-    state = without_layers(state)  # inside the scan a variable's axes are those of its layer
     x, stacked = jax.lax.scan(lambda x, of: unit(x, *of), x, (state, starts), unroll=config.unroll)
     return x, [jax.tree.map(lambda a, i=i: a[i], output) for i in range(segment.repeats) for output in stacked]
 
