@@ -64,8 +64,3 @@ def _among_boxes(kind: str, moved: float, span: Span) -> float:
     else:
         outside = moved * (span.hosts - 1) / span.hosts / inside * span.devices / (span.devices - 1)  # a box's, shared
     return max(outside / span.boxes.network, moved / span.boxes.switch)
-
-
-def shown(axes: tuple[str, ...] | None) -> str:
-    """Mesh axes as text."""
-    return "axes not known" if axes is None else " x ".join(axes) or "one device"
