@@ -101,7 +101,7 @@ def abstract_state(experiment: Experiment, mesh: Mesh) -> TrainState:
 def _by_formulas(candidate: Candidate) -> tuple[bool, float]:
     """What fits first; of what fits the fastest where nothing overlaps, of the rest what misses least."""
     memory, time = candidate.formulas.memory, candidate.formulas.estimate
-    return not memory.fits, time.serial if memory.fits else -memory.margin
+    return not memory.fits, time.serial if memory.fits else float(-memory.margin)
 
 
 def _best_first(candidate: Candidate) -> tuple[bool, bool, float]:
