@@ -132,7 +132,7 @@ class RunDirectory:
         """
         path = check_place(path)
         with store_errors(path):
-            if not path.is_dir():
+            if not is_remote(path) and not path.is_dir():
                 raise ValueError(f"run directory {path}: no such directory")
             if not (path / CONFIG).is_file():
                 raise ValueError(f"run directory {path}: it is no run, there is no {CONFIG} in it")

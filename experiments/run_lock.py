@@ -69,7 +69,7 @@ def _hold_object(path: Place) -> Iterator[Callable[[], None]]:
     def check() -> None:
         found = _read(file)
         if found is not None and found.get("token") != mine["token"]:
-            raise ValueError(f"run directory {path}: {_holder(found)} has taken it over; this process stops")
+            raise ValueError(f"run directory {path}: {_holder(found)} has taken it over; this one stops")
 
     _wait_until_free(path, file)
     _write(file, mine, 0)
@@ -102,9 +102,7 @@ def _wait_until_free(path: Place, file: Place) -> None:
         if found is None:
             return
         if found != first:
-            raise ValueError(
-                f"run directory {path}: another process trains in it, {_holder(found)}; wait for it, or stop it"
-            )
+            raise ValueError(f"run directory {path}: {_holder(found)} trains in it; wait for it, or stop it")
 
 
 def _renew(file: Place, mine: dict[str, Any], stop: threading.Event) -> None:
@@ -135,4 +133,4 @@ def _write(file: Place, owner: dict[str, Any], count: int) -> None:
 
 
 def _holder(found: dict[str, Any]) -> str:
-    return f"process {found.get('process', '?')} on {found.get('host', '?')}, since {found.get('since', '?')},"
+    return f"process {found.get('process', '?')} of {found.get('host', '?')}, which began at {found.get('since', '?')},"
