@@ -11,11 +11,13 @@ import tyro
 from rich.console import Console
 
 from ..experiment import Experiment
+from ..places import Place
 from ..report import report_run
 from ..router_tables import Measured
 from ..training.loop import Result, train
 from ..training.restore import Trained
 from ..training.routers import NoRouters, measure_routers
+from .place_option import PlaceOption
 from .upcycling_option import Name, NoTechnique, technique_of
 
 
@@ -31,9 +33,9 @@ class Train:
 
     recipe: tyro.conf.Positional[Path | None] = None
     """A recipe file (.py). None: the standard library's."""
-    run_dir: Path | None = None
+    run_dir: PlaceOption | None = None
     """The run's directory. None: runs/ and the recipe's name."""
-    init_from: Path | None = None
+    init_from: PlaceOption | None = None
     """Another run's directory, whose best parameters are the first of this one."""
     upcycle: Name | None = None
     """Make the recipe's mixtures of experts out of the dense model of --init-from, by this technique; --upcycle
@@ -65,7 +67,7 @@ class Train:
         console.print(f"mean {statistics.mean(values):.4f}, standard deviation {spread:.4f}", highlight=False)
         return 0
 
-    def _train(self, experiment: Experiment, path: Path, console: Console) -> Result:
+    def _train(self, experiment: Experiment, path: Place, console: Console) -> Result:
         result = train(
             experiment,
             path,
