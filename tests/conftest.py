@@ -131,8 +131,10 @@ def start_processes() -> Iterator[Callable[..., list[subprocess.Popen[str]]]]:
 
 @pytest.fixture
 def run_with_processes(start_processes: Callable[..., list[subprocess.Popen[str]]]) -> Callable[..., list[str]]:
-    """`run_with_processes(2, 4, function, *arguments)`: as `run_with_devices`, in 2 processes of 4 devices that JAX joins
-    to one job. Returns what each printed."""
+    """`run_with_processes(2, 4, function, *arguments)`: as `run_with_devices`, in a job of 2 processes of 4 devices.
+
+    Returns what each printed.
+    """
 
     def run(
         count: int, devices: int, function: Callable[..., None], *arguments: str, timeout: float = 300

@@ -26,8 +26,9 @@ FAILED = "dynamoe/failed"
 """The entry that the first process to fail writes: "2: what went wrong". Empty: the job ended well."""
 SIGNS = "dynamoe/failures"
 """A directory: what each process has to say once one has failed, also that it is alive."""
-PATIENCE, LINGER = 3.0, 3.0
-"""Seconds to wait for the others' signs of life; seconds that process 0 then stays, because the store goes with it."""
+PATIENCE, LINGER = 3.0, 1.5
+"""Seconds to wait for the others' signs of life; seconds that process 0 then stays, because the store goes with it.
+Together less than the shortest heartbeat timeout, or the runtime would abort process 0 for those that have left."""
 GRACE = 1.0
 """Seconds between the news of a failure and the end of a process that has not noticed it otherwise."""
 MOST_NAMED = 4
@@ -120,7 +121,7 @@ class Job:
             note = f"process {first[0]} failed first: {first[1]}"
         if silent:
             who = f"process {silent[0]}" if len(silent) == 1 else f"processes {', '.join(silent[:20])}"
-            note = f"{who} of the job's {self.count} gave no sign of life: killed, preempted, or the machine is lost. {AGAIN}"
+            note = f"{who} of {self.count} gave no sign of life: killed, preempted, or the machine is lost. {AGAIN}"
         # What all have to say, process 0 says for all.
         if self.index == 0 or signs.get(0) != message or silent:
             tell(error, note)

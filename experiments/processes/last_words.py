@@ -39,14 +39,14 @@ def explanation(log: str) -> str | None:
         return f"{who} gone (killed, preempted, or the machine is lost), and this one ends with the job. {AGAIN}"
     if "RegisterTask" in log:
         return (
-            "not all processes of the job met in time. Is every process started, with the same "
+            "the processes of the job did not all meet in time. Is every process started, with the same "
             "JAX_COORDINATOR_ADDRESS and number of processes, and can each reach process 0 at that port? "
-            "--meeting.start-timeout gives them more seconds"
+            "--job.start-timeout gives them more seconds"
         )
     if "Failed to send RPC to coordination service" in log or "Socket closed" in log:
         return (
-            "process 0, which coordinates the job, is gone (ended, killed, preempted, or unreachable), and this one ends "
-            f"with the job. {AGAIN}"
+            "process 0, which coordinates the job, is gone (ended, killed, preempted, or unreachable), and this one "
+            f"ends with the job. {AGAIN}"
         )
     return f"another process of the job ended too early, and this one ends with it; its own log says why. {AGAIN}"
 

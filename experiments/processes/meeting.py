@@ -30,9 +30,9 @@ class Meeting:
     """Seconds without a sign of life after which a process counts as gone, and the job ends."""
 
     def __post_init__(self):
-        for name in ("start_timeout", "heartbeat_timeout"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1 second")
+        for name, least in (("start_timeout", 1), ("heartbeat_timeout", 5)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least} seconds")
 
     def join(self) -> Job:
         """Join the job that the environment tells of, before anything asks JAX for devices.
@@ -51,7 +51,7 @@ class Meeting:
         except ValueError as error:
             found = {name: os.environ[name] for name in (*EXPLICIT, *SLURM) if name in os.environ}
             raise ValueError(
-                f"--distributed: JAX found no complete job ({error}); {LOOKED_FOR}; set: {found}"
+                f"--distributed: JAX found no complete job ({error}); {LOOKED_FOR}; set: {found or 'none'}"
             ) from error
         except RuntimeError as error:
             raise ValueError(
@@ -68,12 +68,12 @@ def explicit_place(environment: Mapping[str, str]) -> dict[str, Any]:
         ValueError: a variable is missing, is no number or contradicts another.
     """
     given = {name: environment[name] for name in EXPLICIT if environment.get(name)}
-    if not given and "SLURM_JOB_ID" in environment:
-        if missing := [name for name in SLURM if name not in environment]:
-            raise ValueError(
-                f"SLURM_JOB_ID is {environment['SLURM_JOB_ID']}, and {', '.join(missing)} not set: this is no step of "
-                "the job; start the processes with srun"
-            )
+    missing = [name for name in SLURM if name not in environment]
+    if not given and "SLURM_JOB_ID" in environment and missing:
+        raise ValueError(
+            f"SLURM_JOB_ID is {environment['SLURM_JOB_ID']}, and {', '.join(missing)} not set: this is no step of the "
+            "job; start the processes with srun"
+        )
     if set(given) <= {ADDRESS}:
         _check_address(given)
         return {}  # JAX reads the address itself, and detects the rest
@@ -96,5 +96,5 @@ def _check_address(given: Mapping[str, str]) -> None:
     host, _, port = given.get(ADDRESS, "host:1").rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise ValueError(
-            f"{ADDRESS} is {given[ADDRESS]!r}; it must be host:port, the machine of process 0 and a port that is free there"
+            f"{ADDRESS} is {given[ADDRESS]!r}; it must be host:port, of process 0 and a port that is free there"
         )

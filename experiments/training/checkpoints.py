@@ -1,8 +1,8 @@
 """Checkpoints of a training run, around Orbax: saved in the background, restored to the same bits or refused.
 
 A checkpoint is the state (every array by its name) and a manifest: what the state must hold (names, shapes, dtypes,
-checksums: `fingerprint.py`), the position in the data, and the metrics. The position counts global batches, so it is the
-same in all processes and fits another number of them.
+checksums: `fingerprint.py`), the position in the data, and the metrics. The position counts global batches, so it is
+the same in all processes and fits another number of them.
 """
 
 import json
@@ -305,8 +305,8 @@ def _common(position: str) -> str:
         checksums = multihost_utils.process_allgather(np.uint32(fingerprint.text_checksum(position))).tolist()
         if elsewhere := [str(process) for process, checksum in enumerate(checksums) if checksum != checksums[0]]:
             raise ValueError(
-                f"data_iterator stands at {position[:200]}, and elsewhere in the processes {', '.join(elsewhere)} than in "
-                "process 0; its state must count global batches, the same in every process"
+                f"data_iterator stands at {position[:200]}, and elsewhere in the processes {', '.join(elsewhere)} than "
+                "in process 0; its state must count global batches, the same in every process"
             )
     return position
 

@@ -1,7 +1,7 @@
 """Which rows of a global batch a process reads: those that its devices hold.
 
-Where the batch is split over fewer parts than there are processes, as with a tensor axis across hosts, several processes
-hold, and read, the same rows.
+Where the batch is split over fewer parts than there are processes, as with a tensor axis across hosts, several
+processes hold, and read, the same rows.
 """
 
 import numpy as np
