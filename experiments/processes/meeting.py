@@ -13,10 +13,11 @@ from .job import Job
 ADDRESS, COUNT, INDEX = EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 SLURM = ("SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 """What JAX reads of a SLURM job; `srun` sets it, in every process another SLURM_PROCID."""
+OPEN_MPI = "OMPI_MCA_orte_hnp_uri"
 
 LOOKED_FOR = (
-    f"looked for, in this order: {', '.join(EXPLICIT)}; SLURM ({', '.join(SLURM)}, which srun sets); a Cloud TPU (its "
-    "metadata, on GKE TPU_WORKER_HOSTNAMES and TPU_WORKER_ID); Open MPI; Kubernetes"
+    f"looked for, in this order: {', '.join(EXPLICIT)}; Open MPI ({OPEN_MPI}); SLURM ({', '.join(SLURM)}, which srun "
+    "sets); a Cloud TPU (its metadata, on GKE TPU_WORKER_HOSTNAMES and TPU_WORKER_ID); Kubernetes; see docs/pods.md"
 )
 
 
@@ -69,7 +70,7 @@ def explicit_place(environment: Mapping[str, str]) -> dict[str, Any]:
     """
     given = {name: environment[name] for name in EXPLICIT if environment.get(name)}
     missing = [name for name in SLURM if name not in environment]
-    if not given and "SLURM_JOB_ID" in environment and missing:
+    if missing and not given and "SLURM_JOB_ID" in environment and OPEN_MPI not in environment:
         raise ValueError(
             f"SLURM_JOB_ID is {environment['SLURM_JOB_ID']}, and {', '.join(missing)} not set: this is no step of the "
             "job; start the processes with srun"
