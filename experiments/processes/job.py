@@ -77,9 +77,8 @@ class Job:
             for other in range(1, self.count):
                 theirs = json.loads(self._client.blocking_key_value_get(f"{place}/{other}", patience))
                 if found := differences(mine, theirs, "in process 0", f"in process {other}"):
-                    lines.append("; ".join(found))
-            shown = lines[:MOST_NAMED] + [f"and {len(lines) - MOST_NAMED} more processes"] * (len(lines) > MOST_NAMED)
-            verdict = "; ".join(shown)
+                    lines.append(_first_few(found, "fields"))
+            verdict = _first_few(lines, "processes")
             self._client.key_value_set(f"{place}/verdict", verdict)
         if verdict:
             raise ValueError(
@@ -164,3 +163,8 @@ class Job:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+
+
+def _first_few(lines: list[str], what: str) -> str:
+    rest = len(lines) - MOST_NAMED
+    return "; ".join(lines[:MOST_NAMED] + [f"and {rest} more {what}"] * (rest > 0))

@@ -14,6 +14,7 @@ import sys
 
 ABORT = "Terminating process because the JAX distributed service detected fatal errors"
 GONE = re.compile(r"unhealthy \(stopped sending heartbeats\):\s*((?:\d+[,\s]*)+)")
+PORT_TAKEN = re.compile(r"Failed to add port to server: .*:(\d+)'")
 AGAIN = "Start the same command again in every process: a run continues from its last checkpoint"
 
 
@@ -31,6 +32,11 @@ def relay_errors() -> None:
 
 def explanation(log: str) -> str | None:
     """What an abort means, in one line; None where the log tells of none."""
+    if taken := PORT_TAKEN.search(log):
+        return (
+            f"port {taken[1]} of this machine is taken, and process 0 needs one that is free: choose another in "
+            "JAX_COORDINATOR_ADDRESS, or by JAX_COORDINATOR_PORT where JAX detects the job"
+        )
     if ABORT not in log:
         return None
     if gone := GONE.findall(log):

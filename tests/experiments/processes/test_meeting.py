@@ -64,6 +64,10 @@ ABORT = "F1127 client.h:80] Terminating process because the JAX distributed serv
             ABORT + "UNAVAILABLE: Failed to send RPC to coordination service.",
             "process 0, which coordinates the job",
         ),
+        (
+            "Failed to add port to server: No address added out of total 1 resolved for '[::]:246'",
+            "port 246 of this machine is taken",
+        ),
         (ABORT + "something new", "another process of the job ended too early"),
     ],
 )
