@@ -1,6 +1,15 @@
 """Kernels: arrays in, arrays out; one folder per op, one file per implementation. Imports jax and numpy alone."""
 
 from .grouped_matmul import grouped_matmul
+from .ragged_all_to_all import ragged_all_to_all
 from .token_permute import Permutation, fixed_groups, permute, sort_by_expert, unpermute
 
-__all__ = ["Permutation", "fixed_groups", "grouped_matmul", "permute", "sort_by_expert", "unpermute"]
+__all__ = [
+    "Permutation",
+    "fixed_groups",
+    "grouped_matmul",
+    "permute",
+    "ragged_all_to_all",
+    "sort_by_expert",
+    "unpermute",
+]

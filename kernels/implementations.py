@@ -18,6 +18,17 @@ OTHER = "other"
 """Stands in `preferred` for the platforms that it does not name."""
 
 
+def platform() -> str:
+    """The platform that a function is traced for: "cpu", "gpu" or "tpu".
+
+    That of the mesh of `jax.set_mesh` or `jax.shard_map`, which may be of devices that are not here, else the one that
+    JAX computes on by default. Who places an array by hand on another platform's device names the implementation.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    name = jax.default_backend() if device is None else device.platform
+    return "gpu" if name in ("cuda", "rocm") else name
+
+
 def run_implementation(
     implementation: str | None,
     table: Mapping[str, Callable[..., Any]],
@@ -26,8 +37,7 @@ def run_implementation(
 ) -> Any:
     """Call the named implementation, or with None the platform's best that accepts the arguments.
 
-    The platform is the one that JAX computes on by default. Who compiles for another one, ahead of time or by a device
-    placed by hand, names the implementation: what a platform prefers may not even trace on this one.
+    The platform is that of the mesh that the caller traces under, see `platform`.
 
     Args:
         implementation: a key of `table`, or None.
@@ -43,11 +53,10 @@ def run_implementation(
         if implementation not in table:
             raise ValueError(f"implementation is {implementation!r}; allowed are None, {', '.join(map(repr, table))}")
         return table[implementation](*arguments)
-    platform = jax.default_backend()
-    refusals = []
-    for name in preferred.get(platform, preferred[OTHER]):
+    refusals, here = [], platform()
+    for name in preferred.get(here, preferred[OTHER]):
         try:
             return table[name](*arguments)
         except NotImplementedError as refusal:
             refusals.append(f"{name}: {refusal}")
-    raise NotImplementedError(f"no implementation for {platform} accepts these arguments. {'; '.join(refusals)}")
+    raise NotImplementedError(f"no implementation for {here} accepts these arguments. {'; '.join(refusals)}")

@@ -20,7 +20,7 @@ from ..moe import FeedForward, LayerPattern, MoEStats, Routing, RoutingContext, 
 from .attention import Attention, causal_mask
 from .cache import Cache, LayerCache, empty_cache
 from .ffn import Dense
-from .layers import Segment, build_segments, stack, unstack
+from .layers import Segment, build_segments, split_repeats, stack, unstack
 from .linear import linear
 from .norm import RMSNorm
 from .sharding import Layout
@@ -182,13 +182,16 @@ class DecoderLM(nnx.Module):
             key: randomness of routers that draw; folded with the layer's number.
             training: whether routers behave as in training.
             tap: `tap(path, activations, routing)`, called where activations enter a module; see `Output.taps`.
-            layout: keeps activations split by batch on a mesh. None: leave that to XLA.
+            layout: keeps activations split by batch on a mesh, where dispatchers then run device by device. None: leave
+                that to XLA.
         """
         segments = jnp.ones_like(tokens) if segments is None else segments
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape) if positions is None else positions
         constrain: Callable[[jax.Array], jax.Array] = (lambda x: x) if layout is None else layout.constrain
         mask = causal_mask(segments)
-        flat = RoutingContext(mask=segments.reshape(-1) > 0, token_ids=tokens.reshape(-1), training=training)
+        flat = RoutingContext(
+            mask=segments.reshape(-1) > 0, token_ids=tokens.reshape(-1), training=training, placement=layout
+        )
 
         def layer(block: Block, x: jax.Array, index: jax.Array | int) -> tuple[jax.Array, tuple[MoEStats | None, dict]]:
             recorder = Recorder(tap)
@@ -286,7 +289,7 @@ def run_segment(
             outputs.append(output)
         return x, outputs
 
-    graph, state = nnx.split(segment.unit)
+    graph, state = nnx.split(segment.unit) if segment.repeats == 1 else split_repeats(segment)
     unit = jax.checkpoint(unit) if config.remat else unit
     if segment.repeats == 1:
         return unit(x, state, first)

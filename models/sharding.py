@@ -110,6 +110,15 @@ class Layout:
     mesh: Mesh
     rules: MeshRules = MeshRules()
 
+    @property
+    def batch_axes(self) -> tuple[str, ...]:
+        """The mesh axes that a batch is split over; those of one device left out."""
+        return tuple(axis for axis in self.rules.batch if self.mesh.shape[axis] > 1)
+
+    def spec(self, axes: Sequence[str | None], shape: Sequence[int], name: str) -> PartitionSpec:
+        """See `MeshRules.spec`."""
+        return self.rules.spec(tuple(axes), tuple(shape), self.mesh, name)
+
     def shardings(self, tree: Any) -> Any:
         """The sharding of every array in a tree of (possibly abstract) arrays.
 
@@ -129,11 +138,11 @@ class Layout:
             def of(array: Any) -> NamedSharding:
                 if axes is None or array.ndim == 0:
                     return whole
-                return NamedSharding(self.mesh, self.rules.spec(axes, array.shape, self.mesh, name))
+                return NamedSharding(self.mesh, self.spec(axes, array.shape, name))
 
             value = leaf.get_value()
             if axes is not None and isinstance(value, Quantized):
-                split = NamedSharding(self.mesh, self.rules.spec(axes, value.shape, self.mesh, name))
+                split = NamedSharding(self.mesh, self.spec(axes, value.shape, name))
                 check_shards(value, value.shape[-2] // split.shard_shape(value.shape)[-2], name)
             return leaf.replace(jax.tree.map(of, value))
 
@@ -142,7 +151,7 @@ class Layout:
     def batch(self, length: int, dimensions: int, name: str = "batch_size") -> NamedSharding:
         """The sharding of an array whose first dimension is a batch of `length`."""
         axes, shape = ("batch", *[None] * (dimensions - 1)), (length, *[1] * (dimensions - 1))
-        return NamedSharding(self.mesh, self.rules.spec(axes, shape, self.mesh, name))
+        return NamedSharding(self.mesh, self.spec(axes, shape, name))
 
     def constrain(self, activations: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
         """Keep activations split by batch, whatever the parameters that produced them were split by."""

@@ -2,14 +2,20 @@
 
 from .balancing import Balancing, BalancingModule, LossFree
 from .dispatchers import (
+    AllGather,
+    AllToAll,
     BatchPriority,
     CapacityDispatcher,
+    Carried,
     DenseDispatcher,
     Dispatcher,
     DroplessDispatcher,
+    Exchange,
+    ExpertParallel,
     FirstChoicesFirst,
     Order,
     Plan,
+    RaggedAllToAll,
     TokenOrder,
 )
 from .experts import GELU, Experts, ExpertsModule, SwiGLU
@@ -32,6 +38,7 @@ from .losses import (
     ZLoss,
 )
 from .noise import Gumbel, Jitter, LearnedNoise, Noise, NoiseModule, NoisyLogits
+from .placement import Placement
 from .quantized_experts import QuantizedWeight, quantize_experts
 from .residual import Residual
 from .routers import (
@@ -60,11 +67,14 @@ __all__ = [
     "BASE",
     "GELU",
     "NO_CONTEXT",
+    "AllGather",
+    "AllToAll",
     "BalanceLoss",
     "Balancing",
     "BalancingModule",
     "BatchPriority",
     "CapacityDispatcher",
+    "Carried",
     "Copy",
     "CopyWithNoise",
     "DenseDispatcher",
@@ -72,7 +82,9 @@ __all__ = [
     "DroplessDispatcher",
     "EntropyLoss",
     "EqualWeights",
+    "Exchange",
     "ExpertChoice",
+    "ExpertParallel",
     "Experts",
     "ExpertsModule",
     "FeedForward",
@@ -103,9 +115,11 @@ __all__ = [
     "NullExperts",
     "Order",
     "PerSequence",
+    "Placement",
     "Plan",
     "Probabilities",
     "QuantizedWeight",
+    "RaggedAllToAll",
     "Random",
     "RandomTable",
     "ReLURouting",

@@ -121,18 +121,14 @@ class MoELayer(nnx.Module):
         stranger = (routing.expert < 0) | (routing.expert > self.config.experts)
         routing = routing._replace(expert=jnp.where(stranger, self.config.experts, routing.expert))
         tap("ffn", x, routing)
-        dispatcher = self.config.dispatcher
-        plan = dispatcher.plan(routing, context)
         inner = tokens if self.latent is None else self.latent.enter(tokens)
-        rows = self.experts(dispatcher.dispatch(inner, plan), plan.group_sizes)
-        y = dispatcher.combine(rows, plan)
-        if self.latent is not None:
-            y = self.latent.leave(y)
+        carried = self.config.dispatcher.run(self.experts, inner, routing, context)
+        y = carried.y if self.latent is None else self.latent.leave(carried.y)
         if self.shared is not None:
             y = y + self.shared(tokens[None], None)[0]
         if self.residual is not None:
             y = self.residual(tokens, y)
-        stats = moe_stats(routing, context, self.config.losses, plan.dropped, self._checked(state or {}))
+        stats = moe_stats(routing, context, self.config.losses, carried, self._checked(state or {}))
         return _masked(y, context.mask).reshape(x.shape), stats
 
     def _check(self, x: Float[Array, "*batch D"], context: RoutingContext) -> None:

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from .placement import Placement
+
 
 class Routing(NamedTuple):
     """Assignments of tokens to experts.
@@ -34,6 +36,8 @@ class Routing(NamedTuple):
     """What the router itself adds to the task's loss, its coefficient applied; None: nothing."""
     cut_off: Int[Array, ""] | None = None
     """How many assignments the router left out to stay within its static bound A; None: it has to leave out none."""
+    group: int | None = None
+    """Where `token` is given: the assignments stand in groups, each of so many neighbouring tokens; None: in one."""
 
 
 class RoutingContext(NamedTuple):
@@ -42,6 +46,7 @@ class RoutingContext(NamedTuple):
     `mask` is True at real tokens and False at padding; None means that all are real.
     `key` feeds routers that draw random numbers; each layer gets its own.
     `sequence_length` is how many neighbours among the T tokens are one sequence; the layer fills it in.
+    `placement` says how tokens and weights lie on a mesh; None: on one device, or as XLA sees fit.
     """
 
     mask: Bool[Array, " T"] | None = None
@@ -49,6 +54,7 @@ class RoutingContext(NamedTuple):
     key: jax.Array | None = None
     training: bool = False
     sequence_length: int | None = None
+    placement: Placement | None = None
 
 
 NO_CONTEXT = RoutingContext()

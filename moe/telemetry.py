@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from .dispatchers import Carried
 from .losses import RouterLoss, assignment_share, entropy, importance, token_mean
 from .routing import Routing, RoutingContext, assignment_counts, tokens_of
 
@@ -29,6 +30,8 @@ class MoEStats(NamedTuple):
     dropped: Float[Array, ""]
     """Share of the assignments that found no place, with the dispatcher or within the router's static bound; 0 where
     nothing is dropped."""
+    overflow: Float[Array, ""]
+    """Share that was lost because a device had no room to receive it: part of `dropped`."""
     losses: dict[str, Float[Array, ""]]
     """Each auxiliary loss by its name, before its coefficient; under `ROUTERS_OWN`, with its coefficient, what the
     router itself adds."""
@@ -42,7 +45,7 @@ def moe_stats(
     routing: Routing,
     context: RoutingContext,
     losses: tuple[RouterLoss, ...],
-    dropped: Float[Array, ""],
+    carried: Carried,
     router_state: Mapping[str, jax.Array],
 ) -> MoEStats:
     """Measure a routing. `losses` are of different classes."""
@@ -57,7 +60,8 @@ def moe_stats(
         importance=importance(routing, context.mask),
         entropy=token_mean(entropy(routing.probs), context.mask),
         max_violation=jnp.maximum(load.max() * experts - 1.0, 0.0),
-        dropped=_with_cut_off(dropped, routing),
+        dropped=_with_cut_off(carried.dropped, routing),
+        overflow=carried.overflow,
         losses=values,
         loss=sum(weighted, start=jnp.zeros((), jnp.float32)),
         router_state=jax.lax.stop_gradient(dict(router_state)),

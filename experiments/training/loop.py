@@ -215,6 +215,8 @@ class _Run(NamedTuple):
             arrays = ("finite", "gradient_norms", ROUTERS)
             figures = {name: float(value) for name, value in outcome.items() if name not in arrays}
             self.progress.measured(step, figures["loss"])
+            if lost := _overflows(outcome):
+                self.progress.note(f"step {step}: {lost}")
             if self.metrics is not None:
                 self.metrics.write(step, "train", figures | {"tokens_per_second": self.progress.tokens_per_second})
                 if ROUTERS in outcome:
@@ -224,11 +226,13 @@ class _Run(NamedTuple):
         norms = {name: float(norm) for name, norm in outcome["gradient_norms"].items()}
         wrong = {name: norm for name, norm in norms.items() if not math.isfinite(norm)}
         shown = ", ".join(f"{name} {norm}" for name, norm in list(wrong.items())[:5])
+        lost = _overflows(outcome)
         self.checkpoints.wait()  # the save under way counts too
         steps = self.checkpoints.all_steps()
         return (
             f"step {step}: loss {float(outcome['loss'])}, gradient norm {float(outcome['gradient_norm'])}; "
             f"{len(wrong)} of {len(norms)} parameters have a gradient that is not finite: {shown or 'none'}. "
+            f"{f'{lost}. ' if lost else ''}"
             f"The step was not applied; the last good checkpoint is {steps[-1] if steps else 'none'} in "
             f"{self.directory.checkpoints}"
         )
@@ -278,3 +282,14 @@ class _Run(NamedTuple):
         finally:
             if running:
                 jax.profiler.stop_trace()
+
+
+def _overflows(outcome: dict[str, Any]) -> str:
+    """Which layers lost assignments because a device had no room to receive them; empty: none did."""
+    shares = {name: float(value) for name, value in outcome.get(ROUTERS, {}).items() if name.endswith(".overflow")}
+    lost = [f"{name.removesuffix('.overflow')} {share:.2%}" for name, share in shares.items() if share > 0]
+    if not lost:
+        return ""
+    return (
+        f"RaggedAllToAll.room is too small for what came to some device; share of assignments lost: {', '.join(lost)}"
+    )

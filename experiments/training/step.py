@@ -21,9 +21,14 @@ from .process_rows import global_rows
 
 ROUTERS = "routers"
 """Among a step's metrics: the statistics of each layer that routes, as "layers.3.entropy"."""
-LAYER_FIGURES = ("load", "importance", "entropy", "max_violation", "dropped")
+LAYER_FIGURES = ("load", "importance", "entropy", "max_violation", "dropped", "overflow")
 """Fields of `MoEStats` that are measured layer by layer."""
-MEAN_FIGURES = {"router_entropy": "entropy", "max_violation": "max_violation", "dropped": "dropped"}
+MEAN_FIGURES = {
+    "router_entropy": "entropy",
+    "max_violation": "max_violation",
+    "dropped": "dropped",
+    "overflow": "overflow",
+}
 """Means over the layers: name of the metric, field of `MoEStats`."""
 
 

@@ -2,18 +2,26 @@
 
 from .capacity import CapacityDispatcher
 from .dense import DenseDispatcher
-from .dispatcher import Dispatcher, Plan
+from .dispatcher import Carried, Dispatcher, Plan
 from .dropless import DroplessDispatcher
+from .exchanges import AllGather, AllToAll, Exchange, RaggedAllToAll
+from .expert_parallel import ExpertParallel
 from .order import BatchPriority, FirstChoicesFirst, Order, TokenOrder
 
 __all__ = [
+    "AllGather",
+    "AllToAll",
     "BatchPriority",
     "CapacityDispatcher",
+    "Carried",
     "DenseDispatcher",
     "Dispatcher",
     "DroplessDispatcher",
+    "Exchange",
+    "ExpertParallel",
     "FirstChoicesFirst",
     "Order",
     "Plan",
+    "RaggedAllToAll",
     "TokenOrder",
 ]

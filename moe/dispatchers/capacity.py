@@ -57,6 +57,9 @@ class CapacityDispatcher(Dispatcher):
     def looks_ahead(self) -> bool:
         return self.order.looks_ahead
 
+    def splits(self, tokens: int) -> bool:
+        return self.routing_group is not None and tokens % self.routing_group == 0
+
     def capacity(self, *, tokens: int, assignments: int, experts: int, training: bool = True) -> int:
         """C, places per expert and group, for a batch of T tokens with A assignments, padding included; never more than
         a group's assignments."""

@@ -2,14 +2,19 @@
 
 plan = dispatcher.plan(routing, context)
 y = dispatcher.combine(experts(dispatcher.dispatch(x, plan), plan.group_sizes), plan)
+
+`run` is these two lines, on one device or on each device of a mesh.
 """
 
 import abc
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ..experts import ExpertsModule
 from ..routing import NO_CONTEXT, Routing, RoutingContext
+from .on_mesh import Local, assignments_divide, local_tokens, run_on_mesh
 
 
 @runtime_checkable
@@ -27,12 +32,26 @@ class Plan(Protocol):
         ...
 
 
+class Carried(NamedTuple):
+    """Tokens that were with their experts."""
+
+    y: Float[Array, "T D"]
+    dropped: Float[Array, ""]
+    """Share of the assignments, of all devices, that found no place."""
+    overflow: Float[Array, ""]
+    """Share that found none because a device had no room to receive it: part of `dropped`."""
+
+
 class Dispatcher(abc.ABC):
     """A stateless configuration that is also the algorithm: it has no parameters."""
 
     @property
     def looks_ahead(self) -> bool:
         """Whether a token's place depends on later tokens."""
+        return False
+
+    def splits(self, tokens: int) -> bool:
+        """Whether each `tokens` neighbours can be carried by themselves, with the same result as in one batch."""
         return False
 
     @abc.abstractmethod
@@ -46,3 +65,25 @@ class Dispatcher(abc.ABC):
     @abc.abstractmethod
     def combine(self, rows: Float[Array, "..."], plan: Any) -> Float[Array, "T D"]:
         """Sum the experts' rows per token, weighted by the routing. A token without an expert becomes zero."""
+
+    def run(
+        self, experts: ExpertsModule, x: Float[Array, "T D"], routing: Routing, context: RoutingContext = NO_CONTEXT
+    ) -> Carried:
+        """Carry the tokens to the experts and back.
+
+        On a mesh, `context.placement`, each device does so with its own tokens and the whole of the experts' weights,
+        gathered for use, where the result allows that (`splits`); else XLA splits the work over all devices.
+        """
+        placement = context.placement
+        if placement is not None and placement.mesh.size > 1:
+            local = local_tokens(x.shape[0], placement)
+            if self.splits(local) and assignments_divide(routing, local):
+                return Carried(*run_on_mesh(self._run_here, experts, x, routing, context, keep=()))
+        return Carried(*self._run_here(experts, x, routing, context))
+
+    def _run_here(
+        self, experts: ExpertsModule, x: Float[Array, "T D"], routing: Routing, context: RoutingContext
+    ) -> Local:
+        plan = self.plan(routing, context)
+        rows = experts(self.dispatch(x, plan), plan.group_sizes)
+        return Local(self.combine(rows, plan), plan.dropped, jnp.zeros((), jnp.float32))

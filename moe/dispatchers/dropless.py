@@ -1,7 +1,8 @@
 """Dropless dispatch: sort the assignments by expert and multiply each group by its expert's matrices.
 
 Gale et al. 2022, "MegaBlocks", https://arxiv.org/abs/2211.15841. No capacity, no padding, nothing dropped; the cost is
-that of the assignments, whatever their balance. On several devices XLA gathers the tokens of all to sort them.
+that of the assignments, whatever their balance. On a mesh each device sorts its own tokens and gathers the weights of
+all experts for them; where experts are many or large, let `ExpertParallel` bring the tokens to them.
 """
 
 from dataclasses import dataclass
@@ -30,6 +31,9 @@ class DroplessPlan(NamedTuple):
 @dataclass(frozen=True, kw_only=True)
 class DroplessDispatcher(Dispatcher):
     """Assignments sorted by expert, for grouped matrix multiplications."""
+
+    def splits(self, tokens: int) -> bool:
+        return True
 
     def plan(self, routing: Routing, context: RoutingContext = NO_CONTEXT) -> DroplessPlan:
         places = sort_by_expert(routing.expert, routing.logits.shape[1])

@@ -88,4 +88,4 @@ class ExpertChoiceRouter(nnx.Module):
         def flat(values: jax.Array, otherwise: float | int) -> jax.Array:
             return jnp.where(taken, values, jnp.asarray(otherwise, values.dtype)).reshape(-1)
 
-        return Routing(flat(expert, experts), flat(weight, 0.0), flat(token, 0), logits, probs), None
+        return Routing(flat(expert, experts), flat(weight, 0.0), flat(token, 0), logits, probs, group=size), None

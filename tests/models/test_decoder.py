@@ -455,7 +455,9 @@ class ScaleLayer(nnx.Module):
         noise = jnp.zeros(()) if context.key is None else jax.random.normal(context.key)
         nothing = jnp.zeros(1)
         zero = jnp.zeros(())
-        stats = MoEStats(nothing, nothing, noise, noise, dropped=zero, losses={}, loss=zero, router_state={})
+        stats = MoEStats(
+            nothing, nothing, noise, noise, dropped=zero, overflow=zero, losses={}, loss=zero, router_state={}
+        )
         return x * jnp.broadcast_to(self.scale[...], x.shape), stats
 
 

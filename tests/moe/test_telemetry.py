@@ -5,16 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dynamoe.moe import BalanceLoss, Routing, RoutingContext, ZLoss
+from dynamoe.moe import BalanceLoss, Carried, Routing, RoutingContext, ZLoss
 from dynamoe.moe.telemetry import chosen_experts, coactivation_counts, moe_stats
 
 E = 4
 
 
 def measure(routing, mask=None, losses=()):
-    return moe_stats(
-        routing, RoutingContext(mask=mask), losses, dropped=jnp.float32(0.25), router_state={"bias": jnp.ones(E)}
-    )
+    carried = Carried(jnp.zeros((3, 2)), dropped=jnp.float32(0.25), overflow=jnp.float32(0.125))
+    return moe_stats(routing, RoutingContext(mask=mask), losses, carried, router_state={"bias": jnp.ones(E)})
 
 
 def routing_of(expert, probs):
@@ -34,7 +33,7 @@ def test_statistics_by_hand():
     np.testing.assert_allclose(stats.importance, [1.75 / 3, 0.25, 0.25 / 3, 0.25 / 3], rtol=1e-6)
     np.testing.assert_allclose(stats.entropy, np.log(2), rtol=1e-6)
     assert stats.losses == {} and stats.loss == 0
-    assert stats.dropped == 0.25 and list(stats.router_state) == ["bias"]
+    assert stats.dropped == 0.25 and stats.overflow == 0.125 and list(stats.router_state) == ["bias"]
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dynamoe.moe import DenseDispatcher, MoE, ReLURouting, Routing, RoutingContext, SwiGLU
+from dynamoe.moe import Carried, DenseDispatcher, MoE, ReLURouting, Routing, RoutingContext, SwiGLU
 from dynamoe.moe.telemetry import ROUTERS_OWN, moe_stats
 
 E = 4
@@ -85,9 +85,11 @@ def test_what_the_router_cut_off_counts_as_dropped():
     # 8 assignments, of which a dispatcher dropped a quarter, 2; 4 more were cut off before: 6 of 12.
     zeros = jnp.zeros((4, E))
     routing = Routing(jnp.zeros(8, jnp.int32), jnp.ones(8), None, zeros, zeros, cut_off=jnp.int32(4))
-    assert moe_stats(routing, RoutingContext(), (), jnp.float32(0.25), {}).dropped == 0.5
+    carried = Carried(zeros, dropped=jnp.float32(0.25), overflow=jnp.float32(0.0))
+    assert moe_stats(routing, RoutingContext(), (), carried, {}).dropped == 0.5
     nothing = routing._replace(expert=jnp.full(8, E), cut_off=jnp.int32(0))
-    assert moe_stats(nothing, RoutingContext(), (), jnp.float32(0.0), {}).dropped == 0
+    carried = carried._replace(dropped=jnp.float32(0.0))
+    assert moe_stats(nothing, RoutingContext(), (), carried, {}).dropped == 0
 
 
 def test_the_loss_and_the_coefficient_go_through_the_layer(key):
