@@ -21,6 +21,7 @@ from ..tables import for_terminal, parts_table
 from .checkpoints import Checkpoints
 from .evaluation import bits_per_byte
 from .interruption import Interruption
+from .process_rows import process_rows
 from .progress import TrainingProgress
 from .restore import METRIC, restore_weights
 from .step import ROUTERS, Trainer, TrainState, build_trainer, to_device
@@ -111,8 +112,7 @@ def train(
         experiment.tokenizer,
         **sizes,
         seed=experiment.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=process_rows(layout, experiment.batch_size),
     )
     validation = held_out(experiment.source, experiment.tokenizer, **micro_batch, max_bytes=experiment.evaluation_bytes)
     initial, note = None, None
@@ -178,7 +178,7 @@ class _Run(NamedTuple):
         """Run the steps that are left. The metrics of a step are read while the next one runs."""
         start, total, measured, pending = step, self.experiment.steps, None, None
         with Interruption() as interruption, self._tracing() as trace:
-            while step < total and interruption.requested is None:
+            while step < total and not interruption.stops_before(step):
                 trace(step - start)
                 state, outcome = self.trainer.step(state, to_device(next(batches), self.trainer.layout))
                 step += 1
@@ -193,7 +193,10 @@ class _Run(NamedTuple):
                 self._save(state, step, batches, {})
                 self.checkpoints.wait()
                 name = interruption.requested.name
-                self.progress.note(f"{name}: saved step {step} of {total}; the same command continues from there")
+                where = f" in one of {jax.process_count()} processes" if jax.process_count() > 1 else ""
+                self.progress.note(
+                    f"{name}{where}: saved step {step} of {total}; the same command continues from there"
+                )
                 return self._result(state, step, math.nan, interruption.requested)
             measured = self._evaluate(state, step, log=False) if measured is None else measured
             self.checkpoints.wait()
