@@ -59,7 +59,8 @@ def _run(arguments: list[str]) -> int:
         for name in ("absl", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         sys.unraisablehook = _show_unraisable
-    _keep_compiled_functions()
+    if arguments[0] != "plan":  # what is compiled for a chip that is not here can be stored, but not loaded again
+        _keep_compiled_functions()
     return command.run(Console(soft_wrap=True))  # a line stays one line in a file
 
 

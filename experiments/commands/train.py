@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import hashlib
-import os
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import tyro
 from rich.console import Console
 
 from ..experiment import Experiment
+from ..places import Place, absolute
 from ..processes import Meeting
 from ..report import report_run
 from ..router_tables import Measured
@@ -22,6 +22,7 @@ from ..serialization import to_json
 from ..training.loop import Result, train
 from ..training.restore import Trained
 from ..training.routers import NoRouters, measure_routers
+from .place_option import PlaceOption
 from .upcycling_option import Name, NoTechnique, technique_of
 
 
@@ -38,9 +39,9 @@ class Train:
 
     recipe: tyro.conf.Positional[Path | None] = None
     """A recipe file (.py). None: the standard library's."""
-    run_dir: Path | None = None
+    run_dir: PlaceOption | None = None
     """The run's directory. None: runs/ and the recipe's name."""
-    init_from: Path | None = None
+    init_from: PlaceOption | None = None
     """Another run's directory, whose best parameters are the first of this one."""
     upcycle: Name | None = None
     """Make the recipe's mixtures of experts out of the dense model of --init-from, by this technique; --upcycle
@@ -74,7 +75,7 @@ class Train:
         return {
             "experiment": to_json(self.experiment),
             "recipe's SHA-256": recipe,
-            "options": {name: _comparable(path) for name, path in paths.items()}
+            "options": {name: path and str(absolute(path)) for name, path in paths.items()}
             | {"upcycle": str(technique_of(self.upcycle, self.technique)), "seeds": list(self.seeds)}
             | {"profile": self.profile},
             "versions": versions,
@@ -103,7 +104,7 @@ class Train:
         console.print(f"mean {statistics.mean(values):.4f}, standard deviation {spread:.4f}", highlight=False)
         return 0
 
-    def _train(self, experiment: Experiment, path: Path, console: Console) -> Result:
+    def _train(self, experiment: Experiment, path: Place, console: Console) -> Result:
         result = train(
             experiment,
             path,
@@ -117,11 +118,6 @@ class Train:
             report = report_run(result.path, experiment=experiment, measured=_measured(experiment, result, console))
             console.print(f"report: {report}", markup=False, highlight=False)
         return result
-
-
-def _comparable(path: Path | None) -> str | None:
-    """A path as all processes must see it; an address, as gs://…, as it is."""
-    return None if path is None else str(path) if ":/" in str(path) else os.path.abspath(path)
 
 
 def _measured(experiment: Experiment, result: Result, console: Console) -> Measured | None:

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from ..places import Place
 from . import fingerprint
 from .storage import MANIFEST, STATE, Keep, open_manager, position_of_old
 
@@ -39,7 +40,7 @@ class Checkpoints:
 
     def __init__(
         self,
-        directory: Path | str,
+        directory: Place | str,
         *,
         keep_last: int = 3,
         keep_best: int = 1,
@@ -49,7 +50,7 @@ class Checkpoints:
         """Opens a directory of checkpoints, makes it if need be, and removes what an interrupted save left there.
 
         Args:
-          directory: where they lie.
+          directory: where they lie; `gs://…` is allowed.
           keep_last: how many of the newest to keep, at least 1.
           keep_best: how many with the lowest `metric` to keep besides. A checkpoint without it is never the best.
           metric: the name of a measurement.

@@ -9,6 +9,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
+from ..places import Place, is_remote
 from . import fingerprint
 
 STATE, MANIFEST = "state", "manifest"
@@ -49,6 +50,14 @@ def position_of_old(checkpoint: Any, checksums: Sequence[int]) -> str | None:
     except (OSError, ValueError):
         return None
     return text if fingerprint.text_checksum(text) == checksums[0] else None
+
+
+def has_checkpoint(directory: Place) -> bool:
+    """Whether a complete checkpoint lies in a directory of checkpoints. Orbax renames it when it is complete; where
+    nothing can be renamed, it puts a file into it."""
+    if is_remote(directory):
+        return any(directory.glob("[0-9]*/commit_success.txt"))
+    return any(step.name.isdigit() for step in directory.glob("[0-9]*"))
 
 
 def open_manager(directory: str, keep: Keep, read_only: bool, clean: bool) -> ocp.CheckpointManager:
