@@ -17,7 +17,7 @@ from ..metrics import read_metrics
 from ..places import Place
 from .restore import Trained
 from .routing_counts import MOST_CELLS, RoutingCounts, Seen, Tally, index_text, real_tokens, watch
-from .step import LAYER_FIGURES, ROUTERS, to_device
+from .step import ROUTERS, to_device
 
 
 class NoRouters(ValueError):
@@ -125,9 +125,8 @@ def router_history(run: Place) -> dict[int, RouterHistory]:
 
 def _history(layer: int, lines: Sequence[dict[str, Any]]) -> RouterHistory:
     steps = np.array([line["step"] for line in lines])
-    return RouterHistory(
-        steps, *(np.array([line[f"layers.{layer}.{name}"] for line in lines]) for name in LAYER_FIGURES)
-    )
+    figures = RouterHistory._fields[1:]  # not all that a step logs, and what every version logged
+    return RouterHistory(steps, *(np.array([line[f"layers.{layer}.{name}"] for line in lines]) for name in figures))
 
 
 def _tapped(taps: dict[str, Any], layer: int) -> Seen:

@@ -23,7 +23,7 @@ Start = Callable[..., list[subprocess.Popen[str]]]
 COMMAND = [sys.executable, "-c", "from dynamoe.experiments.cli import main; main()", "train"]
 SIZES = ("--steps", "16", "--batch-size", "8", "--checkpoint-every", "4", "--evaluate-every", "8")
 EVERY_DISPATCHER = Path(__file__).with_name("every_dispatcher.py")
-PATIENCE = 300.0
+PATIENCE = 600.0
 DRAWN = re.compile(r"\[Gloo\].*\n|.*is connected to \d+ peer ranks.*\n|.*SIGTERM caught at.*\n")
 """What JAX's runtime prints in every process."""
 
