@@ -22,7 +22,8 @@ Start = Callable[..., list[subprocess.Popen[str]]]
 
 COMMAND = [sys.executable, "-c", "from dynamoe.experiments.cli import main; main()", "train"]
 SIZES = ("--steps", "16", "--batch-size", "8", "--checkpoint-every", "4", "--evaluate-every", "8")
-PATIENCE = 180.0
+EVERY_DISPATCHER = Path(__file__).with_name("every_dispatcher.py")
+PATIENCE = 600.0
 DRAWN = re.compile(r"\[Gloo\].*\n|.*is connected to \d+ peer ranks.*\n|.*SIGTERM caught at.*\n")
 """What JAX's runtime prints in every process."""
 
@@ -30,7 +31,7 @@ DRAWN = re.compile(r"\[Gloo\].*\n|.*is connected to \d+ peer ranks.*\n|.*SIGTERM
 def train(start: Start, recipe: Path, run: Path, *options: str, count: int = 1, devices: int = 8) -> list[Any]:
     """Start `dynamoe train` in one process or a job of several."""
     job = ["--distributed", "--job.heartbeat-timeout", "10"] if count > 1 else []
-    return start(count, devices, [*COMMAND, str(recipe), *job, "--run-dir", str(run), *SIZES, *options])
+    return start(count, devices, [*COMMAND, str(recipe), *job, "--run-dir", str(run), *options])
 
 
 def ended(children: list[Any]) -> list[tuple[int, str, str]]:
@@ -89,20 +90,26 @@ def last_step(run: Path) -> int:
     return max((line["step"] for line in read_metrics(run)), default=0) if (run / "metrics.jsonl").exists() else 0
 
 
-def test_two_processes_of_four_devices_do_what_one_of_eight_does_and_continue_after_signals_and_kills(
-    start_processes: Start, recipe_file: Path, tmp_path: Path
+def test_two_processes_of_four_devices_do_what_one_of_eight_does_with_every_dispatcher(
+    start_processes: Start, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    several, one, (first, second) = equal_runs(
-        start_processes, recipe_file, tmp_path, "--mesh.data", "2", "--mesh.expert", "4"
-    )
-    assert "process 0 of 2; 4 of 8 devices" in first and "step 16: " in first and "report: " in first
+    shutil.copy(text, tmp_path / "text.txt")
+    monkeypatch.chdir(tmp_path)  # experts are exchanged between the processes
+    several, _, (first, second) = equal_runs(start_processes, EVERY_DISPATCHER, tmp_path, "--mesh.expert", "8")
+    assert len(losses(several)) == 5 and (several / "report.html").is_file()
+    assert "process 0 of 2; 4 of 8 devices" in first and first.count("report: ") == 1
     assert second == ""
-    assert len(losses(several)) == 18 and (several / "report.html").is_file()
     (entry,) = json.loads((several / "environment.json").read_text())
     assert entry["processes"] == 2
 
+
+def test_signals_and_kills_of_one_process_end_all_and_lose_nothing(
+    start_processes: Start, recipe_file: Path, tmp_path: Path
+) -> None:
+    done(train(start_processes, recipe_file, tmp_path / "one", *SIZES, devices=1))
+
     run = tmp_path / "run"
-    job = train(start_processes, recipe_file, run, count=2, devices=2)
+    job = train(start_processes, recipe_file, run, *SIZES, count=2, devices=2)
     wait_for_step(job, run, 3)
     job[1].send_signal(signal.SIGTERM)  # the notice reaches one process
     ends = ended(job)
@@ -110,7 +117,7 @@ def test_two_processes_of_four_devices_do_what_one_of_eight_does_and_continue_af
     saved = re.search(r"SIGTERM in one of 2 processes: saved step (\d+) of 16; the same command continues", ends[0][1])
     assert saved and 3 <= int(saved[1]) < 16 and (run / "checkpoints" / saved[1]).is_dir()
 
-    job = train(start_processes, recipe_file, run, count=2, devices=2)
+    job = train(start_processes, recipe_file, run, *SIZES, count=2, devices=2)
     wait_for_step(job, run, int(saved[1]) + 1)
     job[1].kill()
     begin = time.monotonic()
@@ -118,8 +125,8 @@ def test_two_processes_of_four_devices_do_what_one_of_eight_does_and_continue_af
     assert time.monotonic() - begin < 60 and status != 0
     assert "process 1" in errors and "Start the same command again" in errors
 
-    done(train(start_processes, recipe_file, run, devices=1))
-    assert losses(run) == pytest.approx(losses(one), rel=1e-5)
+    done(train(start_processes, recipe_file, run, *SIZES, devices=1))
+    assert losses(run) == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
 
 
 def test_processes_with_another_recipe_or_seed_are_refused_before_a_write(
