@@ -119,11 +119,8 @@ def _sides(group: Sequence[Any], target: Target, links: Torus) -> tuple[Side, ..
     reach = [len(set(column)) for column in places.T]
     closed = (*links.closed(target.sides), *(False,) * (len(reach) - len(target.sides)))
     rates = [links.link] * (len(reach) - 1) + [links.die or links.link]
-    sides = [
-        Side(n, ring and n == side, rate)
-        for n, ring, side, rate in zip(reach, closed, (*target.sides, *(1,) * 4), rates, strict=False)
-        if n > 1
-    ]
+    # A group takes whole sides: it is closed where the side is.
+    sides = [Side(n, ring, rate) for n, ring, rate in zip(reach, closed, rates, strict=True) if n > 1]
     if math.prod(side.devices for side in sides) != len(group):
         return (Side(len(group), False, links.link),)  # they lie askew: as one line
     return tuple(sides)

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from dynamoe.experiments.planning import formulas
 from dynamoe.experiments.planning.search import search_meshes
 from dynamoe.experiments.planning.target import find_target
 
@@ -17,6 +18,15 @@ def test_the_best_few_are_compiled_and_the_fastest_that_fits_wins(tiny, planned_
     fits = [one.fits for one in found.candidates if one.compiled is not None]
     assert fits == sorted(fits, reverse=True)
     assert notes[1].startswith("compiling 1 of 5: ") and notes[-1].startswith("compiling 5 of 5: ")
+
+
+def test_what_should_fit_is_compiled_before_what_should_not(tiny, planned_without_compiling, monkeypatch):
+    everything = search_meshes(tiny(), find_target("v5e"), lambda text: None).candidates
+    totals = sorted(one.formulas.memory.total for one in everything)
+    monkeypatch.setattr(formulas, "capacity", lambda chip: totals[2])  # the three smallest fit
+    found = search_meshes(tiny(), find_target("v5e"), lambda text: None)
+    compiled = [one.formulas.memory.total for one in found.candidates if one.compiled is not None]
+    assert set(totals[:5]) == set(compiled)  # of those that do not fit, the ones that miss least
 
 
 def test_meshes_that_do_not_divide_are_counted_with_the_reason(tiny, planned_without_compiling):
