@@ -125,7 +125,7 @@ def router_history(run: Place) -> dict[int, RouterHistory]:
 
 def _history(layer: int, lines: Sequence[dict[str, Any]]) -> RouterHistory:
     steps = np.array([line["step"] for line in lines])
-    figures = RouterHistory._fields[1:]  # not all that a step logs, and what every version logged
+    _, *figures = RouterHistory._fields
     return RouterHistory(steps, *(np.array([line[f"layers.{layer}.{name}"] for line in lines]) for name in figures))
 
 
