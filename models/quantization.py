@@ -73,10 +73,18 @@ def quantize_model(
     return packed, report
 
 
-def packable(model: DecoderLM) -> list[str]:
-    """The parameters that can be packed, by `parameter_name`."""
-    flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
-    return [parameter_name(model, path) for path, variable in flat if form_of(model, path, variable)]
+def parameter_names(model: DecoderLM) -> list[str]:
+    """All parameters, by `parameter_name`."""
+    return [parameter_name(model, path) for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param))]
+
+
+def packable(model: DecoderLM) -> dict[str, tuple[int, ...]]:
+    """The parameters that can be packed, by `parameter_name`, and the shapes [*lead, D, F] of their matrices."""
+    forms = {
+        parameter_name(model, path): form_of(model, path, variable)
+        for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param))
+    }
+    return {name: form.shape for name, form in forms.items() if form is not None}
 
 
 def parameter_name(model: DecoderLM, path: tuple) -> str:

@@ -16,7 +16,7 @@ from dynamoe.compress import RoundToNearest, Rule
 from dynamoe.kernels.quantized import INT4, INT8, dequantize
 from dynamoe.models import Attention, Decoder, Dense, FirstLayers, Layout, MeshShape, with_layers
 from dynamoe.models.generate import Sampling, generate
-from dynamoe.models.quantization import packable, parameter_name, quantize_model
+from dynamoe.models.quantization import packable, parameter_names, quantize_model
 from dynamoe.models.quantized_files import DESCRIPTION, WEIGHTS, load_quantized, save_quantized
 from dynamoe.moe import DenseDispatcher, Latent, LossFree, MoE, QuantizedWeight, SwiGLU, TopK
 
@@ -38,7 +38,7 @@ CONFIG = Decoder(
 )
 RULES = [Rule(pattern="embedding", technique=RoundToNearest(format=INT8, group_size=8))]
 RULES += [
-    Rule(pattern=f"*.{part}", technique=RoundToNearest(format=INT4, group_size=8))
+    Rule(pattern=f"*.{part}", technique=RoundToNearest(format=INT4, group_size=4))
     for part in ("attention.[qkvo]*[yet]", "experts.*", "shared.*", "ffn.[gud]*")
 ]
 LEAVE = ("*norm*", "*.latent.*", "*.router.*")
@@ -94,13 +94,12 @@ def test_a_packed_model_can_be_unstacked_and_stacked(models):
 
 def test_the_report_tells_every_parameter_by_the_number_of_its_layer(models):
     model, _, report = models[False]
-    names = [parameter_name(model, path) for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param))]
-    assert [entry.path for entry in report.entries] == names
+    assert [entry.path for entry in report.entries] == parameter_names(model)
     by_path = {entry.path: entry for entry in report.entries}
     assert by_path["layers.1.ffn.latent.down"].technique is None
     output = by_path["layers.2.attention.output"]
-    assert (output.technique, output.shape) == ("int4, groups of 8", (16, 16))
-    assert output.bytes_after == 16 * 16 // 2 + 2 * 16 * 4
+    assert (output.technique, output.shape) == ("int4, groups of 4", (16, 16))
+    assert output.bytes_after == 16 * 16 // 2 + 4 * 16 * 4
     packed = [entry.path for entry in report.compressed]
     assert set(packed) == set(packable(model))
 
@@ -213,7 +212,7 @@ def check_packed_model_on_a_mesh() -> None:
     whole = jax.jit(lambda state: nnx.merge(graph, state)(tokens).logits)(state)
     split = jax.device_put(state, layout.shardings(state))
     kernel = split["segments"][0]["unit"]["layers"][0]["attention"]["query"].get_value()
-    assert [leaf.sharding.shard_shape(leaf.shape) for leaf in (kernel.codes, kernel.scales)] == [(4, 8), (1, 8)]
+    assert [leaf.sharding.shard_shape(leaf.shape) for leaf in (kernel.codes, kernel.scales)] == [(4, 8), (2, 8)]
     spread = jax.jit(lambda state: nnx.merge(graph, state)(tokens, layout=layout).logits)(split)
     np.testing.assert_allclose(spread, whole, rtol=1e-4, atol=1e-5)
     print("equal")
