@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,12 @@ def test_what_cannot_be_packed_is_refused_before_anything_is_written(
     assert sorted(beside.run.parent.iterdir()) == before
 
 
-def test_without_arguments_the_newest_trained_run_gets_a_packed_one_beside_it(dynamoe: Dynamoe, beside: Any) -> None:
+def test_without_arguments_the_newest_trained_run_gets_a_packed_one_beside_it(
+    dynamoe: Dynamoe, beside: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(beside.run, tmp_path / "runs" / "mine")
+    monkeypatch.chdir(tmp_path)
     for name in ("mine-int4", "mine-int4-2"):
         status, output, _ = dynamoe("compress", "--tokens", "2")
         assert status == 0 and output.rstrip().endswith(f"runs/{name}")
-        assert (beside.run.with_name(name) / "config.json").is_file()
+        assert (tmp_path / "runs" / name / "config.json").is_file()
