@@ -80,6 +80,7 @@ def _commands(recipe: Path | None, arguments: list[str]) -> Any:
     """The commands as types for tyro; the defaults of `train` and `plan` are what the recipe builds, and the technique
     named."""
     from .commands.bench import Bench
+    from .commands.compress import Compress
     from .commands.demo import Demo
     from .commands.evaluate import Evaluate
     from .commands.generate import Generate
@@ -101,6 +102,7 @@ def _commands(recipe: Path | None, arguments: list[str]) -> Any:
         Annotated[Train, tyro.conf.subcommand("train", default=default)]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Generate, tyro.conf.subcommand("generate")]
+        | Annotated[Compress, tyro.conf.subcommand("compress")]
         | Annotated[Inspect, tyro.conf.subcommand("inspect")]
         | Annotated[Demo, tyro.conf.subcommand("demo")]
         | Annotated[Plan, tyro.conf.subcommand("plan", default=plan)]

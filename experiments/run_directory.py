@@ -8,6 +8,7 @@ environment.json   one entry per start: versions, devices, data
 metrics.jsonl      one line per measurement, and the same for TensorBoard in tensorboard/
 checkpoints/       see training/checkpoints.py
 lock.json          in an object store alone, while a process trains
+quantized/         instead of these: packed weights, see training/quantized_run.py
 """
 
 import contextlib
@@ -35,6 +36,7 @@ from .run_lock import LOCK, hold
 from .serialization import changes, differences, from_json, load_recipe, to_json
 
 CONFIG, RECIPE, ENVIRONMENT = "config.json", "recipe.py", "environment.json"
+QUANTIZED = "quantized"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "dynamoe")
 
 
@@ -150,13 +152,22 @@ def runs_in(root: Path) -> list[Path]:
     return [file.parent for pattern in (f"*/{CONFIG}", f"*/*/{CONFIG}") for file in root.glob(pattern)]
 
 
-def newest_run(root: Path) -> Path:
+def is_quantized(run: Place) -> bool:
+    """Whether a run holds packed weights in place of checkpoints."""
+    return (run / QUANTIZED).is_dir()
+
+
+def newest_run(root: Path, *, with_checkpoints: bool = False) -> Path:
     """Of `runs_in(root)` the one that was started or continued last.
+
+    Args:
+      root: the folder of the runs.
+      with_checkpoints: leave out those that hold packed weights alone.
 
     Raises:
       ValueError: there is no run in `root`.
     """
-    runs = runs_in(root)
+    runs = [run for run in runs_in(root) if not (with_checkpoints and is_quantized(run))]
     if not runs:
         raise ValueError(f"{root.absolute()}: there is no run in it; start one, or give a run's directory")
 
@@ -195,6 +206,10 @@ def _check_can_hold(path: Place, data: dict[str, Any], free_fields: Sequence[str
     if CONFIG not in found:
         raise ValueError(
             f"run directory {path}: it is not empty and no run, it holds {sorted(found)[:5]}; give a new directory"
+        )
+    if is_quantized(path):
+        raise ValueError(
+            f"run directory {path}: it holds packed weights, which cannot be trained; give a new directory"
         )
     stored = read_json(path / CONFIG)
     fixed = [field for field, _, _ in changes(stored, data) if not _is_free(field, free_fields)]

@@ -56,6 +56,8 @@ class Attention:
 class AttentionLayer(nnx.Module):
     """Projections query [D, H, P], key and value [D, G, P], output [H, P, D], used in the dtype of the activations."""
 
+    linear_kernels = {"query": 1, "key": 1, "value": 1, "output": 2}  # see models.quantization
+
     def __init__(self, config: Attention, *, width: int, epsilon: float, key: jax.Array):
         heads, kv_heads, head_width = config.shape(width)
         query, keys, values, output = jax.random.split(key, 4)

@@ -21,7 +21,7 @@ from .attention import Attention, causal_mask
 from .cache import Cache, LayerCache, empty_cache
 from .ffn import Dense
 from .layers import Segment, build_segments, split_repeats, stack, unstack
-from .linear import linear
+from .linear import linear, look_up
 from .norm import RMSNorm
 from .sharding import Layout
 
@@ -137,6 +137,8 @@ class Block(nnx.Module):
 class DecoderLM(nnx.Module):
     """The built model. Its parameters carry logical axes, see `models.sharding`."""
 
+    linear_kernels = {"head_kernel": 1}  # see models.quantization
+
     def __init__(self, config: Decoder, *, key: jax.Array, stacked: bool):
         embedding, layers, head = jax.random.split(key, 3)
         shape = (config.vocab, config.width)
@@ -154,8 +156,7 @@ class DecoderLM(nnx.Module):
 
     def embed(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S D"]:
         """Token embeddings in the compute dtype. A token outside the vocabulary becomes NaN, so that it shows."""
-        rows = self.embedding[...].at[tokens].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
-        return rows.astype(self.config.dtype)
+        return look_up(self.embedding[...], tokens).astype(self.config.dtype)
 
     def head(self, x: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
         """Logits of the next token, in float32."""

@@ -113,10 +113,6 @@ def build_trainer(
             "finite": finite,
         }
 
-    def evaluate(params: nnx.State, variables: nnx.State, windows: Windows) -> tuple[jax.Array, jax.Array]:
-        output = _forward(nnx.merge(graph, params, variables), windows, layout)
-        return _nats(output, windows), target_mask(windows.segments).sum()
-
     seed = jax.ShapeDtypeStruct((), jnp.uint32)
     shapes = jax.eval_shape(init, seed)
     shardings = layout.shardings(shapes)
@@ -129,8 +125,20 @@ def build_trainer(
         ),
         init=jax.jit(init, out_shardings=shardings),
         step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, whole)),
-        evaluate=jax.jit(evaluate),
+        evaluate=build_evaluate(graph, layout),
     )
+
+
+def build_evaluate(
+    graph: nnx.GraphDef, layout: Layout
+) -> Callable[[nnx.State, nnx.State, Windows], tuple[Float[Array, ""], Int[Array, ""]]]:
+    """`Trainer.evaluate` of a model, which may also be another than the one that was trained, such as a packed one."""
+
+    def evaluate(params: nnx.State, variables: nnx.State, windows: Windows) -> tuple[jax.Array, jax.Array]:
+        output = _forward(nnx.merge(graph, params, variables), windows, layout)
+        return _nats(output, windows), target_mask(windows.segments).sum()
+
+    return jax.jit(evaluate)
 
 
 def to_device(windows: Windows, layout: Layout) -> Windows:
