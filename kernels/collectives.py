@@ -3,6 +3,10 @@
 The text names groups of devices in three ways: lists `{{0,1},{2,3}}`, an iota `[2,2]<=[4]` or `[2,2]<=[2,2]T(1,0)`, and
 axes of a mesh of the compiler's own, `mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'a'}`. A loop's count stands in its
 `known_trip_count` (GPU), or is the constant that its condition compares with (TPU).
+
+A TPU's text shows two kinds in another guise. One collective that runs beside other work stands in several fusions, its
+start, each piece of that work and its end, all with one `chain_id`: it is one. And a reduce-scatter stands as an
+all-reduce and a slice of its result in a computation called `all-reduce-scatter`.
 """
 
 import itertools
@@ -30,6 +34,8 @@ _CALLED = re.compile(r"(?:calls|to_apply|true_computation|false_computation)=%?(
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _SHAPE = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
 _BITS = re.compile(r"\d+")
+_CHAIN = re.compile(r'chain_id="(\d+)"')
+_SCATTERED = "all-reduce-scatter"
 
 
 class Collective(NamedTuple):
@@ -52,14 +58,21 @@ def read_collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
     bodies = _computations(text)
     counts = _counts(bodies)
     found: Counter[tuple[str, int, tuple[str, ...] | None]] = Counter()
-    unknown = set()
+    unknown, chains = set(), set()
     for name, lines in bodies.items():
         for line in lines:
             match = _COLLECTIVE.search(line)
             if match is None or name not in counts:
                 continue
+            if chain := _CHAIN.search(line):
+                if chain[1] in chains:
+                    continue
+                chains.add(chain[1])
             shape, kind, start = match.groups()
-            key = kind, _bytes(shape, kind, bool(start)), _axes(line, mesh)
+            size = _bytes(shape, kind, bool(start))
+            if name.startswith(_SCATTERED) and kind == "all-reduce":
+                kind, size = "reduce-scatter", size // _group_size(line)
+            key = kind, size, _axes(line, mesh)
             if counts[name] is None:
                 unknown.add(key)
             found[key] += counts[name] or 0
@@ -147,6 +160,11 @@ def _axes(line: str, mesh: Mapping[str, int]) -> tuple[str, ...] | None:
             if groups == _groups_along(devices, [list(mesh).index(axis) for axis in axes]):
                 return axes
     return None
+
+
+def _group_size(line: str) -> int:
+    """How many devices take part together."""
+    return max(map(len, _groups(line) or ({0},)))
 
 
 def _groups(line: str) -> set[frozenset[int]] | None:

@@ -92,7 +92,7 @@ def _tokens(
     for row, prompt in enumerate(prompts):
         padded[row, : len(prompt)] = prompt
     graph, state = nnx.split(with_layers(model, stacked=False))
-    prefill, step = _compiled(graph, sampling, limit)
+    prefill, step = generation_steps(graph, sampling, limit)
     mask = np.arange(width)[None] < np.array(lengths)[:, None]
     cache = model.empty_cache(batch=len(prompts), slots=max(width, max(lengths) + tokens))
     token, cache = prefill(state, padded, mask, cache, jax.random.fold_in(key, 0))
@@ -107,8 +107,12 @@ def _tokens(
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled(graph: nnx.GraphDef, sampling: Sampling, limit: int) -> tuple[Callable, Callable]:
-    """Prefill and step of one model. Kept, so that a second call with the same shapes compiles nothing."""
+def generation_steps(graph: nnx.GraphDef, sampling: Sampling, limit: int) -> tuple[Callable, Callable]:
+    """Prefill and step of one unstacked model: `prefill(state, prompt [B S], mask [B S], cache, key)` and `step(state,
+    token [B], cache, key)`. Each consumes the cache and returns the next token and the new cache.
+
+    They are kept, so that a second call with the same shapes compiles nothing.
+    """
 
     def draw(logits: jax.Array, key: jax.Array) -> jax.Array:
         allowed = jnp.arange(logits.shape[-1]) < limit

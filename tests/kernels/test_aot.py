@@ -68,3 +68,17 @@ def test_the_table_of_chips_says_what_jax_says():
         cores = 2 if version == pltpu.ChipVersion.TPU_V5P else 1
         info = pltpu.get_tpu_info_for_chip(version, cores)
         assert (chip.vmem_bytes, chip.hbm_bytes) == (info.vmem_capacity_bytes, cores * info.hbm_capacity_bytes)
+        assert chip.flops == pytest.approx(cores * info.bf16_ops_per_second, rel=0.01)
+        assert chip.hbm_bandwidth == pytest.approx(cores * info.mem_bw_bytes_per_second, rel=0.13)  # v5p's differs
+
+
+@pytest.mark.parametrize(
+    ("chip", "sides", "closed"),
+    [
+        ("v5e", (8, 16), (False, True)),
+        ("v5p", (4, 4, 8), (True, True, True)),
+        ("v5p", (2, 4, 4), (False, False, False)),
+    ],
+)
+def test_long_sides_of_a_slice_are_rings(chip, sides, closed):
+    assert CHIPS[chip].links.closed(sides) == closed
