@@ -122,7 +122,7 @@ def _turns(loop: str, condition: list[str]) -> int | None:
 
 
 def _bytes(shape: str, kind: str, start: bool) -> int:
-    if start and shape.startswith("(") and kind in ("all-gather", "collective-permute"):
+    if start and (shape.startswith("((") or (shape.startswith("(") and kind in ("all-gather", "collective-permute"))):
         shape = _elements(shape)[1]  # beside what goes in
     return sum(
         math.prod(int(size) for size in sizes.split(",") if size) * _bits(dtype) // 8

@@ -83,6 +83,12 @@ def test_groups_are_told_in_three_ways(groups, axes):
         ("(f32[4]{0}, f32[16]{0}) all-gather-start", 64),
         ("((f32[4]{0}, s8[4]{0}), (f32[16]{0}, s8[16]{0})) all-gather-start", 80),
         ("f32[16]{0} all-reduce-start", 64),
+        ("((bf16[16]{0}), bf16[16]{0}) all-to-all-start", 32),
+        ("((bf16[16]{0}), bf16[4]{0}) reduce-scatter-start", 8),
+        (
+            "((bf16[4,2]{1,0}, bf16[8,2]{1,0}, s64[4]{0}, s64[4]{0}), bf16[8,2]{1,0}) ragged-all-to-all-start",
+            32,
+        ),
         ("(bf16[4,2]{1,0:T(8,128)}, f8e4m3fn[8]{0}, pred[8]{0}) all-to-all", 32),
     ],
 )

@@ -1,5 +1,6 @@
 """Recipes of published models build what was published, for devices that exist."""
 
+import ast
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -8,22 +9,11 @@ import pytest
 
 from dynamoe.experiments.data import HuggingFace, HuggingFaceTokenizer
 from dynamoe.experiments.optimizers import AdamW
+from dynamoe.experiments.planning.published import PUBLISHED, RECIPES
+from dynamoe.experiments.planning.target import find_target
 from dynamoe.experiments.serialization import call_recipe
 from dynamoe.models import MeshShape
 from dynamoe.models.accounting import count_parts
-
-RECIPES = Path(__file__).parents[3] / "experiments" / "recipes"
-DEVICES = {
-    "mixtral_8x7b": 64,
-    "mixtral_8x7b_v6e": 64,
-    "mixtral_8x7b_h100": 64,
-    "olmoe_1b_7b": 64,
-    "olmoe_1b_7b_v6e": 64,
-    "olmoe_1b_7b_h100": 32,
-    "qwen3_30b_a3b": 64,
-    "qwen3_30b_a3b_v6e": 256,
-    "qwen3_30b_a3b_h100": 64,
-}
 
 
 # Parameters: half of total_size in the released model.safetensors.index.json, whose tensors are bfloat16. Active ones
@@ -42,12 +32,13 @@ def test_parameters_are_those_of_the_released_model(name, bytes_of_bfloat16, act
     assert total.active_parameters / 1e9 == pytest.approx(active, abs=0.06)
 
 
-@pytest.mark.parametrize("name", DEVICES)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_every_recipe_divides_over_its_devices(name):
     experiment = call_recipe(RECIPES / f"{name}.py")
     mesh, model = experiment.mesh, experiment.model
-    assert mesh.data * mesh.fsdp * mesh.expert * mesh.tensor == DEVICES[name]
-    assert experiment.batch_size // experiment.gradient_accumulation % DEVICES[name] == 0
+    devices = find_target(*PUBLISHED[name]).devices
+    assert mesh.data * mesh.fsdp * mesh.expert * mesh.tensor == devices
+    assert experiment.batch_size // experiment.gradient_accumulation % devices == 0
     assert isinstance(experiment.optimizer, AdamW) and model.dtype == "bfloat16" and model.remat
     # What a recipe names is fetched when it trains, not when it is built.
     assert isinstance(experiment.source, HuggingFace) and experiment.source.streams
@@ -62,3 +53,14 @@ def test_recipes_of_one_model_differ_in_what_depends_on_the_devices_alone():
         for other in others:
             ffn = replace(other.model.ffn, dispatcher=first.model.ffn.dispatcher)
             assert replace(other, model=replace(other.model, ffn=ffn), **free) == replace(first, **free)
+
+
+def test_every_recipe_that_is_not_the_standard_librarys_is_compiled_each_night():
+    assert {path.stem for path in RECIPES.glob("[!_]*.py") if not path.stem.startswith("standard_")} == set(PUBLISHED)
+
+
+def test_the_commands_of_a_recipes_header_name_its_file_and_devices():
+    for name, (chip, topology) in PUBLISHED.items():
+        header = ast.get_docstring(ast.parse((RECIPES / f"{name}.py").read_text())) or ""
+        assert f"dynamoe plan experiments/recipes/{name}.py --chip {chip} --topology {topology}\n" in header
+        assert f"dynamoe train experiments/recipes/{name}.py --distributed" in header
