@@ -1,6 +1,7 @@
 """How expert parallelism scales: one model, compiled for slices of v5p of 8 to 512 chips, with as many tokens on each.
 
-    python -m dynamoe.experiments.planning.scaling            # all sizes: some 10 minutes of two cores
+    python -m dynamoe.experiments.planning.scaling                # an eighth of Mixtral's widths, all sizes
+    python -m dynamoe.experiments.planning.scaling full 4x4x4     # the whole width, one size
 
 An exchange brings a device T K c rows of D numbers, of which (n - 1) / n come from others. Letters: T tokens of a
 device, K experts per token, c capacity factor, D width, n devices that share the experts. A layer has six exchanges in
@@ -15,7 +16,7 @@ from typing import NamedTuple
 import jax
 
 from ...models import MeshShape
-from ...moe import AllToAll, CapacityDispatcher, ExpertParallel, MoE
+from ...moe import AllToAll, CapacityDispatcher, ExpertParallel, MoE, SwiGLU, TopK
 from ..experiment import Experiment
 from ..recipes import mixtral_8x7b
 from .compiled import compile_step, training_step
@@ -74,7 +75,7 @@ def at_scale(experiment: Experiment, chip: str, topology: str, mesh: MeshShape) 
         raise RuntimeError(f"{target.name} does not hold the program: {compiled.refusal}")
     shared_by = placement.mesh.shape["expert"]
     exchanged = sum(
-        wire_bytes(one.kind, one.bytes, shared_by) * (one.times or 0)
+        wire_bytes(one.kind, float(one.bytes), shared_by) * (one.times or 0)
         for one in compiled.report.collectives
         if one.kind == "all-to-all"
     )
@@ -100,23 +101,33 @@ def by_formula(experiment: Experiment, shared_by: int) -> float:
     return model.layers * EXCHANGES * rows * model.width * number * (shared_by - 1) / shared_by
 
 
-def mixtral(layers: int = 4) -> Experiment:
-    """Mixtral 8x7B at its full width. Time and bytes of a layer do not depend on how many there are."""
-    exchange = AllToAll(capacity=CapacityDispatcher(capacity_factor=1.0))
-    experiment = mixtral_8x7b.recipe()
-    ffn = replace(experiment.model.ffn, dispatcher=ExpertParallel(exchange=exchange))
-    return replace(experiment, model=replace(experiment.model, layers=layers, ffn=ffn))
+def mixtral(*, parts: int = 8, layers: int = 4) -> Experiment:
+    """Mixtral 8x7B with its widths, heads, vocabulary and sequence divided by `parts`, and fewer layers."""
+    recipe = mixtral_8x7b.recipe()
+    model = recipe.model
+    ffn = MoE(
+        experts=8,
+        router=TopK(k=2),
+        expert=SwiGLU(hidden=14_336 // parts),
+        dispatcher=ExpertParallel(exchange=AllToAll(capacity=CapacityDispatcher(capacity_factor=1.0))),
+    )
+    attention = replace(model.attention, heads=32 // parts, kv_heads=8 // parts)
+    model = replace(
+        model, vocab=model.vocab // parts, width=model.width // parts, layers=layers, attention=attention, ffn=ffn
+    )
+    return replace(recipe, model=model, sequence_length=recipe.sequence_length // parts)
 
 
 def main(topologies: list[str]) -> None:
-    """Print a line for each size as it is compiled."""
+    """Print a line for each size as it is compiled: an eighth of Mixtral, or with "full" the whole width."""
+    experiment = mixtral(parts=1 if "full" in topologies else 8)
     print("| chips | n | exchanged, MiB | formula, MiB | deviation | compiler's FLOP | GiB |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
-    for topology in topologies or MESHES:
-        scale = at_scale(mixtral(), "v5p", topology, MESHES[topology])
+    print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
+    for topology in [name for name in topologies if name != "full"] or MESHES:
+        scale = at_scale(experiment, "v5p", topology, MESHES[topology])
         print(
-            f"| {topology} = {scale.devices} | {scale.shared_by} | {scale.exchanged / 2**20:.1f} | "
-            f"{scale.formula / 2**20:.1f} | {scale.deviation:+.2%} | {scale.flops:.4g} | {scale.memory / 2**30:.2f} |",
+            f"| {topology} = {scale.devices} | {scale.shared_by} | {scale.exchanged / 2**20:.2f} | "
+            f"{scale.formula / 2**20:.2f} | {scale.deviation:+.2%} | {scale.flops:.4g} | {scale.memory / 2**30:.2f} |",
             flush=True,
         )
 
