@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-TRACEBACK = "DYNAMOE_TRACEBACK"
+from .errors import FORESEEN, TRACEBACK, status_of, tell
+
 OF_RECIPES = ("train", "plan")
 """Commands that take a recipe, whose values are their options."""
 
@@ -23,13 +24,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.environ["JAX_PLATFORMS"] = "cpu"
     try:
         status = _run(arguments)
-    except KeyboardInterrupt:
-        status = 130
-    except (ValueError, OSError, ArithmeticError, ImportError, RuntimeError) as error:
+    except KeyboardInterrupt as error:
+        status = status_of(error)
+    except FORESEEN as error:
         if os.environ.get(TRACEBACK):
             raise
-        print(f"dynamoe: error: {error}\n({TRACEBACK}=1 shows where)", file=sys.stderr)
-        status = 1
+        tell(error)
+        status = status_of(error)
     sys.exit(status)
 
 
@@ -58,7 +59,8 @@ def _run(arguments: list[str]) -> int:
         for name in ("absl", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         sys.unraisablehook = _show_unraisable
-    _keep_compiled_functions()
+    if arguments[0] != "plan":  # what is compiled for a chip that is not here can be stored, but not loaded again
+        _keep_compiled_functions()
     return command.run(Console(soft_wrap=True))  # a line stays one line in a file
 
 

@@ -12,6 +12,7 @@ import math
 import os
 import re
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ from .flops import count_flops
 _ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",  # there is no metadata server to ask
     "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # else libtpu warns that it finds none; what counts is the topology
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # else a second process dies on a lock file
 }
 _TPU_COMPILER = "libtpu", "libtpu", "libtpu"
@@ -159,7 +161,9 @@ def compile_for(
         jitted = function if hasattr(function, "trace") else jax.jit(function)
         traced = jitted.trace(*placed)
         start = time.perf_counter()
-        compiled = traced.lower().compile(compiler_options=dict(options) if options else None)
+        with warnings.catch_warnings():  # JAX' cache stores programs for absent devices, and cannot load them again
+            warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
+            compiled = traced.lower().compile(compiler_options=dict(options) if options else None)
         seconds = time.perf_counter() - start
     counted, text, memory = count_flops(traced.jaxpr), compiled.as_text() or "", compiled.memory_analysis()
     assert memory is not None  # both compilers say
@@ -265,7 +269,7 @@ def _vmem_by_name(text: str) -> dict[str, int]:
     return found
 
 
-def readable_bytes(count: float) -> str:
+def readable_bytes(count: int | float) -> str:
     """As "3.50 GiB"."""
     for unit, size in (("GiB", 2**30), ("MiB", MEBI), ("KiB", 2**10)):
         if count >= size:

@@ -41,7 +41,8 @@ _SCATTERED = "all-reduce-scatter"
 class Collective(NamedTuple):
     kind: str
     bytes: int
-    """Of its result on one device, once."""
+    """Of its result on one device, once; of a ragged all-to-all what goes in where that is less: one of the two is a
+    buffer with room for more."""
     axes: tuple[str, ...] | None
     """Mesh axes that it runs over; None: they could not be told."""
     times: int | None
@@ -70,6 +71,8 @@ def read_collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
                 chains.add(chain[1])
             shape, kind, start = match.groups()
             size = _bytes(shape, kind, bool(start))
+            if kind == "ragged-all-to-all":
+                size = min(size, _operand_bytes(line, lines) or size)
             if name.startswith(_SCATTERED) and kind == "all-reduce":
                 kind, size = "reduce-scatter", size // _group_size(line)
             key = kind, size, _axes(line, mesh)
@@ -122,12 +125,25 @@ def _turns(loop: str, condition: list[str]) -> int | None:
 
 
 def _bytes(shape: str, kind: str, start: bool) -> int:
-    if start and (shape.startswith("((") or (shape.startswith("(") and kind in ("all-gather", "collective-permute"))):
+    if start and shape.startswith("(") and kind != "all-reduce":
         shape = _elements(shape)[1]  # beside what goes in
+    return _size(shape)
+
+
+def _size(shape: str) -> int:
     return sum(
         math.prod(int(size) for size in sizes.split(",") if size) * _bits(dtype) // 8
         for dtype, sizes in _SHAPE.findall(re.sub(r"\{[^}]*\}", "", shape))
     )
+
+
+def _operand_bytes(line: str, lines: list[str]) -> int | None:
+    """Of an instruction's first operand, by its definition among the lines of the same computation."""
+    operand = re.search(r"-all-to-all(?:-start)?\((?:[^%()]*)%?([\w.\-]+)", line)
+    if operand is None:
+        return None
+    defined = re.compile(rf"^\s*(?:ROOT )?%?{re.escape(operand[1])} = (\(.*?\)|\S+) ")
+    return next((_size(match[1]) for match in map(defined.match, lines) if match), None)
 
 
 def _elements(tuple_shape: str) -> list[str]:

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
 from rich.console import Console
@@ -12,6 +11,7 @@ from ...models import DecoderLM
 from ...models.generate import Sampling, generate
 from ..data import Tokenizer
 from ..training.restore import load_trained
+from .place_option import PlaceOption
 from .trained_run import find_run
 
 
@@ -24,7 +24,7 @@ class Generate:
 
     prompt: str = "def "
     """The text to continue."""
-    run_dir: Path | None = None
+    run_dir: PlaceOption | None = None
     """The run's directory. None: the newest in runs/."""
     checkpoint: int | None = None
     """The checkpoint's step. None: the best."""

@@ -82,12 +82,11 @@ def by_formulas(experiment: Experiment, state: TrainState, placement: PlacedMesh
         estimated=True,
         capacity=capacity(placement.target.chip),
     )
-    flops = 3 * parts[-1].flops * experiment.batch_size * experiment.sequence_length
-    again = _inside_layers(parts) if experiment.model.remat else 0.0
     time = estimate(
         placement,
-        model_flops=flops,
-        executed_flops=flops + again * experiment.batch_size * experiment.sequence_length,
+        model_flops=3 * parts[-1].flops * experiment.batch_size * experiment.sequence_length,
+        needed_flops=needed_flops(experiment),
+        executed_flops=None,
         hbm_bytes=hbm_bytes(experiment, memory, sum(weight.size for weight in weights)),
         exchanges=exchanges,
     )
@@ -112,7 +111,14 @@ def hbm_bytes(experiment: Experiment, memory: Memory, weights: int, *, training:
     written = held if training else memory.arguments.get("key-value cache", 0)
     passes = (3 + experiment.model.remat) * experiment.gradient_accumulation if training else 0
     in_use = passes * weights * _bytes_each(experiment)
-    return held + written + memory.results + 2 * memory.temporaries + in_use
+    return float(held + written + memory.results + 2 * memory.temporaries + in_use)
+
+
+def needed_flops(experiment: Experiment) -> float:
+    """Of a training step over all devices: three forward passes, and a fourth of the layers where they recompute."""
+    parts = count_parts(experiment.model, experiment.sequence_length)
+    again = _inside_layers(parts) if experiment.model.remat else 0.0
+    return (3 * parts[-1].flops + again) * experiment.batch_size * experiment.sequence_length
 
 
 def _weights(params: nnx.State, layout: Layout) -> list[Weight]:

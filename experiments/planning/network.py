@@ -14,7 +14,7 @@ Latency is not counted, nor that links may be busy with another collective.
 from .placement import Span
 
 
-def wire_bytes(kind: str, size: float, devices: int) -> float:
+def wire_bytes(kind: str, size: int | float, devices: int) -> float:
     """Bytes that one device has to take in.
 
     Args:
@@ -28,13 +28,13 @@ def wire_bytes(kind: str, size: float, devices: int) -> float:
     if kind == "all-reduce":
         return 2 * others * size
     if kind == "reduce-scatter":
-        return (devices - 1) * size
+        return float((devices - 1) * size)
     if kind in ("collective-permute", "collective-broadcast"):
         return float(size)
     return others * size  # all-gather, all-to-all; of a ragged one the result's buffer, which bounds what comes
 
 
-def seconds(kind: str, size: float, span: Span) -> float:
+def seconds(kind: str, size: int | float, span: Span) -> float:
     """The least time of one collective.
 
     Args:
@@ -64,8 +64,3 @@ def _among_boxes(kind: str, moved: float, span: Span) -> float:
     else:
         outside = moved * (span.hosts - 1) / span.hosts / inside * span.devices / (span.devices - 1)  # a box's, shared
     return max(outside / span.boxes.network, moved / span.boxes.switch)
-
-
-def shown(axes: tuple[str, ...] | None) -> str:
-    """Mesh axes as text."""
-    return "axes not known" if axes is None else " x ".join(axes) or "one device"

@@ -21,6 +21,8 @@ CATEGORIES = (
 )
 """Of memory, in the order and so in the colours of the picture."""
 
+_TIMES = {"compute": COLOURS[0], "padding of kernels": COLOURS[5], "memory": COLOURS[1], "network": COLOURS[2]}
+
 
 class Bar(NamedTuple):
     """One row of a picture."""
@@ -64,8 +66,7 @@ def draw_time(bars: Sequence[Bar], file: Path, *, title: str) -> Path:
         for row, bar in enumerate(known):
             assert bar.estimate is not None
             left = 0.0
-            for name, colour in zip(("compute", "memory", "network"), COLOURS, strict=False):
-                width = 1e3 * getattr(bar.estimate, name)
+            for (name, colour), width in zip(_TIMES.items(), _widths(bar.estimate), strict=True):
                 axes.barh(row, width, left=left, color=colour, label=name if row == 0 else None, **_shade(bar))
                 left += width
             axes.plot([1e3 * bar.estimate.overlapped] * 2, [row - 0.42, row + 0.42], color=INK, linewidth=1.4)
@@ -73,6 +74,11 @@ def draw_time(bars: Sequence[Bar], file: Path, *, title: str) -> Path:
         _finish(figure, axes, known)
         entitle(figure, title, "whole bars: nothing overlaps; black ticks: everything does; paler bars are by formulas")
     return file
+
+
+def _widths(time: Estimate) -> tuple[float, ...]:
+    """In milliseconds, in the order of `_TIMES`."""
+    return tuple(1e3 * part for part in (time.compute, time.executed - time.compute, time.memory, time.network))
 
 
 def _shade(bar: Bar) -> Any:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from ...models.accounting import count_parts
 from ..experiment import Experiment
 from .compiled import Compiled, Step, compile_step
-from .formulas import by_formulas, hbm_bytes, weights_in_use
+from .formulas import by_formulas, hbm_bytes, needed_flops, weights_in_use
 from .memory import Memory, capacity
 from .placement import PlacedMesh
 from .roofline import Estimate, Exchange, estimate, exchanges_of
@@ -59,9 +59,11 @@ def plan_step(experiment: Experiment, step: Step, placement: PlacedMesh) -> Step
     exchanges = exchanges_of(report.collectives, placement)
     params = step.arguments[0].params if training else step.arguments[0]
     weights = weights_in_use(experiment, params, placement)
+    model_flops = _model_flops(experiment, step)
     time = estimate(
         placement,
-        model_flops=_model_flops(experiment, step),
+        model_flops=model_flops,
+        needed_flops=needed_flops(experiment) if training else model_flops,
         executed_flops=report.flops,
         hbm_bytes=hbm_bytes(experiment, compiled.memory, weights, training=training),
         exchanges=exchanges,

@@ -6,7 +6,6 @@ from typing import Any
 
 from ...kernels.aot import readable_bytes
 from ..page import Table
-from .network import shown
 from .placement import PlacedMesh
 from .plan import StepPlan
 from .roofline import Estimate, assumptions
@@ -33,7 +32,7 @@ def collectives_table(plan: StepPlan) -> Table:
     rows = [
         (
             one.kind,
-            shown(one.axes),
+            "not known" if one.axes is None else " x ".join(one.axes) or "one device",
             "not known" if one.times is None else f"{one.times:,.0f}",
             readable_bytes(one.bytes),
             readable_bytes(one.wire_bytes),
@@ -55,7 +54,8 @@ def estimate_table(plan: StepPlan) -> Table:
     time = plan.estimate
     assert time is not None
     rows = [
-        ("matrix products, at the peak", _milliseconds(time.compute)),
+        ("matrix products that it needs, at the peak", _milliseconds(time.compute)),
+        ("matrix products that it may execute", _milliseconds(time.executed)),
         ("memory, at least", _milliseconds(time.memory)),
         ("collectives, at least", _milliseconds(time.network)),
         ("step, everything overlapped", _milliseconds(time.overlapped)),

@@ -33,24 +33,27 @@ class Estimate(NamedTuple):
     """Times of one step in seconds, and what was counted for them."""
 
     compute: float
+    """Of the products that the step needs."""
+    executed: float
+    """Of all that the program may execute; kernels that skip rows are counted as if they did not."""
     memory: float
     network: float
     model_flops: float
     """Of one step over all devices: what the model asks for, nothing twice."""
     executed_flops: float | None
-    """Of the program, with what it computes again and pads; None: not counted."""
+    """Of the program, with what it computes again and pads, a bound; None: not counted."""
     peak_flops: float
     """Of all devices, in one second."""
 
     @property
     def overlapped(self) -> float:
-        """Where everything overlaps: no program of this work is faster."""
+        """Where everything overlaps and kernels skip all they can."""
         return max(self.compute, self.memory, self.network)
 
     @property
     def serial(self) -> float:
-        """Where nothing overlaps."""
-        return self.compute + self.memory + self.network
+        """Where nothing overlaps and nothing is skipped."""
+        return self.executed + self.memory + self.network
 
     def utilization(self, time: float) -> float:
         """Share of the peak that the model's own flops are, in a step of this time."""
@@ -68,7 +71,7 @@ def exchanges_of(collectives: Sequence[Collective], placement: PlacedMesh) -> li
 
 
 def exchange(
-    kind: str, size: float, axes: tuple[str, ...] | None, times: float | None, placement: PlacedMesh
+    kind: str, size: int | float, axes: tuple[str, ...] | None, times: int | float | None, placement: PlacedMesh
 ) -> Exchange:
     """One collective, with the links of the mesh axes that it runs over; all links where the axes are not known."""
     span, count = placement.span(axes), 1 if times is None else times
@@ -79,9 +82,10 @@ def exchange(
 def estimate(
     placement: PlacedMesh,
     *,
-    model_flops: float,
-    executed_flops: float | None,
-    hbm_bytes: float,
+    model_flops: int | float,
+    needed_flops: int | float,
+    executed_flops: int | float | None,
+    hbm_bytes: int | float,
     exchanges: Sequence[Exchange],
 ) -> Estimate:
     """Estimate one step.
@@ -89,14 +93,17 @@ def estimate(
     Args:
         placement: the devices.
         model_flops: over all devices, that the model asks for.
-        executed_flops: over all devices, of the program; None: those of the model.
+        needed_flops: with what the step computes again because its experiment says so.
+        executed_flops: of the program, a bound; None: those that are needed.
         hbm_bytes: that one device's memory has to read and write.
         exchanges: of one device.
     """
     chip = CHIPS[placement.target.chip]
     peak = chip.flops * placement.mesh.size
+    executed = needed_flops if executed_flops is None else executed_flops
     return Estimate(
-        compute=(model_flops if executed_flops is None else executed_flops) / peak,
+        compute=min(needed_flops, executed) / peak,
+        executed=executed / peak,
         memory=hbm_bytes / chip.hbm_bandwidth,
         network=math.fsum(one.seconds for one in exchanges),
         model_flops=model_flops,
@@ -116,8 +123,9 @@ def assumptions(chip: str) -> list[str]:
         "pass (forward, recomputation, and twice in the backward pass)",
         f"links at their peak, {links}; no latency, and one collective after the other",
         "a collective over unknown mesh axes runs over all of them; one in a loop of unknown length counts once",
-        "overlapped: the longest of the three; nothing overlapped: their sum. A real step lies above the first, and "
-        "usually below the second",
+        "overlapped: the longest of the three, with the products that the step needs; nothing overlapped: their sum, "
+        "with all that the program may execute: kernels that skip empty rows are counted as if they did not. A real "
+        "step reaches no peak, so that it may lie above both",
         "model flops are three forward passes of every token in training and one in generation, attention over the "
         "whole sequence counted, nothing computed twice; executed flops count the larger side of a branch",
     ]

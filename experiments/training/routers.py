@@ -4,7 +4,6 @@ Letters: E experts of a layer, N logged steps, T tokens of a batch.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +14,7 @@ from jaxtyping import Float, Int
 from ...moe import MoEStats
 from ..data import HeldOut, Windows
 from ..metrics import read_metrics
+from ..places import Place
 from .restore import Trained
 from .routing_counts import MOST_CELLS, RoutingCounts, Seen, Tally, index_text, real_tokens, watch
 from .step import LAYER_FIGURES, ROUTERS, to_device
@@ -105,7 +105,7 @@ def measure_routers(trained: Trained, text: HeldOut) -> list[RouterStatistics]:
     return [_over_batches(layer, parts[layer], tally.counts()) for layer, tally in tallies.items()]
 
 
-def router_history(run: Path) -> dict[int, RouterHistory]:
+def router_history(run: Place) -> dict[int, RouterHistory]:
     """Read the routers' statistics that a run logged, by layer.
 
     Args:

@@ -1,8 +1,10 @@
 """What the ahead-of-time compiler refuses, and how its report prints; that it compiles: tests/aot."""
 
+import importlib.metadata
 import importlib.util
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import pytest
 from jax.experimental.pallas import tpu as pltpu
@@ -38,6 +40,16 @@ def test_without_a_compiler_the_extra_is_named(monkeypatch, chip, needed):
     with pytest.raises(
         ModuleNotFoundError, match=rf"compiling for {chip} needs {needed}: pip install 'dynamoe\[aot\]'"
     ):
+        compile_for(chip, jnp.sin, jnp.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("chip", "package", "needed"), [("v5p", "libtpu", r"0\.0\.\d+\.\*"), ("h200", "jax-cuda13-plugin", jax.__version__)]
+)
+def test_a_compiler_that_jax_does_not_name_is_refused_with_the_one_that_it_does(monkeypatch, chip, package, needed):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0.1.2")
+    with pytest.raises(ImportError, match=f"needs {package} {needed}, .* 0.0.1.2 is installed: pip .*=={needed}"):
         compile_for(chip, jnp.sin, jnp.ones(3))
 
 
