@@ -1,6 +1,6 @@
 """OLMoE-1B-7B on 4 boxes of 8 H100; model, text and optimizer are those of olmoe_1b_7b.py.
 
-COST
+Cost: not compiled at this size yet; `make nightly` does, and prints it.
 Plan: dynamoe plan experiments/recipes/olmoe_1b_7b_h100.py --chip h100 --topology 4x8
 Command, on every host: dynamoe train experiments/recipes/olmoe_1b_7b_h100.py --distributed
 """

@@ -1,6 +1,6 @@
 """Qwen3-30B-A3B on 256 chips of v6e (16x16); model, text and optimizer are those of qwen3_30b_a3b.py.
 
-COST
+Cost: not compiled at this size yet; `make nightly` does, and prints it.
 Plan: dynamoe plan experiments/recipes/qwen3_30b_a3b_v6e.py --chip v6e --topology 16x16
 Command, on every host: dynamoe train experiments/recipes/qwen3_30b_a3b_v6e.py --distributed
 """
