@@ -148,7 +148,8 @@ def _forward(model: DecoderLM, windows: Windows, layout: Layout, **options: Any)
 
 def _nats(model: DecoderLM, hidden: Hidden, windows: Windows) -> Float[Array, ""]:
     """Sum of the negative log-likelihoods of the targets that count."""
-    nats = negative_log_likelihood(model, hidden.x, windows.tokens[:, 1:])
+    targets: Any = windows.tokens[:, 1:]
+    nats = negative_log_likelihood(model, hidden.x, targets)
     return jnp.where(target_mask(windows.segments), nats, 0.0).sum()
 
 
