@@ -1,6 +1,7 @@
 """Qwen3-30B-A3B on 256 chips of v6e (16x16); model, text and optimizer are those of qwen3_30b_a3b.py.
 
-Cost: not compiled at this size yet; `make nightly` does, and prints it.
+Cost of a step of 4.19 million tokens, from the compiled program: 13.3 of 32.0 GiB of a chip; an estimate of 0.69 s at
+least, 1.53 s where nothing overlaps.
 Plan: dynamoe plan experiments/recipes/qwen3_30b_a3b_v6e.py --chip v6e --topology 16x16
 Command, on every host: dynamoe train experiments/recipes/qwen3_30b_a3b_v6e.py --distributed
 """

@@ -38,12 +38,12 @@ def mixed_dtypes():
         yield
 
 
-# Compile time does not depend on depth, but on width and on the number of devices: each model once, each chip once.
+# Compile time does not depend on depth, but on width: a TPU and a GPU here, all of them in `make nightly`. XLA's ragged
+# product of Qwen3's 128 experts for v6e takes minutes.
 @pytest.mark.parametrize(
     ("name", "chip", "topology", "mesh"),
     [
         ("mixtral_8x7b", "v5p", "2x2x1", MeshShape(data=1, expert=4)),
-        ("qwen3_30b_a3b_v6e", "v6e", "2x4", MeshShape(data=1, fsdp=8)),
         ("olmoe_1b_7b_h100", "h100", "1x8", MeshShape(data=1, expert=8)),
     ],
 )
@@ -59,7 +59,7 @@ def test_a_step_of_two_layers_at_full_width_compiles_and_fits(name, chip, topolo
     assert compiled.refusal is None and compiled.memory is not None and compiled.report is not None
     assert compiled.memory.margin > 0
     kinds = {one.kind for one in compiled.report.collectives}
-    assert ("all-to-all" in kinds) == (mesh.expert > 1) and ("all-gather" in kinds or mesh.fsdp == 1)
+    assert "all-to-all" in kinds
 
 
 def test_exchanges_bring_what_the_formula_says():
