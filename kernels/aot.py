@@ -64,6 +64,8 @@ class Report:
     kernels: tuple[Kernel, ...]
     collectives: tuple[Collective, ...]
     compile_seconds: float
+    own_flops: float | None = None
+    """The compiler's own count of all operations on one device, a loop's body once."""
 
     @property
     def memory_bytes(self) -> int:
@@ -129,7 +131,14 @@ def mesh_for(chip: str, axes: Mapping[str, int]) -> Mesh:
     )
 
 
-def compile_for(chip: str, function: Callable[..., Any], *shapes: Any, mesh: Mesh | None = None) -> Report:
+def compile_for(
+    chip: str,
+    function: Callable[..., Any],
+    *shapes: Any,
+    mesh: Mesh | None = None,
+    options: Mapping[str, str] | None = None,
+    read: Callable[[str], None] | None = None,
+) -> Report:
     """Compile a function for a chip that is not here.
 
     Args:
@@ -137,6 +146,8 @@ def compile_for(chip: str, function: Callable[..., Any], *shapes: Any, mesh: Mes
         function: plain, or what `jax.jit` returns, with its donations and shardings.
         *shapes: its arguments: pytrees of `jax.ShapeDtypeStruct` or arrays. One without a sharding is replicated.
         mesh: of `mesh_for`; None: one device.
+        options: of the compiler, by name.
+        read: gets the compiled program's text, for what the report does not say.
 
     Raises:
         ValueError: the chip is not known.
@@ -152,10 +163,12 @@ def compile_for(chip: str, function: Callable[..., Any], *shapes: Any, mesh: Mes
         start = time.perf_counter()
         with warnings.catch_warnings():  # JAX' cache stores programs for absent devices, and cannot load them again
             warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
-            compiled = traced.lower().compile()
+            compiled = traced.lower().compile(compiler_options=dict(options) if options else None)
         seconds = time.perf_counter() - start
     counted, text, memory = count_flops(traced.jaxpr), compiled.as_text() or "", compiled.memory_analysis()
     assert memory is not None  # both compilers say
+    if read is not None:
+        read(text)
     vmem = _vmem_by_name(text)
     return Report(
         chip=chip,
@@ -168,6 +181,7 @@ def compile_for(chip: str, function: Callable[..., Any], *shapes: Any, mesh: Mes
         kernels=tuple(Kernel(call.name, call.grid, call.flops, vmem.get(call.name)) for call in counted.kernels),
         collectives=tuple(read_collectives(text, mesh.shape)),
         compile_seconds=seconds,
+        own_flops=(compiled.cost_analysis() or {}).get("flops"),
     )
 
 

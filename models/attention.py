@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from .cache import LayerCache
 from .linear import linear
 from .norm import RMSNorm
+from .sequence_blocks import by_blocks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,10 @@ class Attention:
     """Base of the rotary frequencies."""
     qk_norm: bool = False
     """Normalise queries and keys per head before the rotation (Qwen3)."""
+    projection_norm: bool = False
+    """Normalise queries, and keys, over all heads together (OLMoE)."""
+    query_block: int | None = None
+    """Queries whose scores [H, S] exist at once, computed again in the backward pass; none: those of all."""
 
     def __post_init__(self):
         if self.heads < 1:
@@ -39,6 +44,10 @@ class Attention:
             raise ValueError(f"Attention.head_width is {self.head_width}; rotary positions need an even width")
         if self.rope_theta <= 0:
             raise ValueError(f"Attention.rope_theta is {self.rope_theta}; it must be positive")
+        if self.qk_norm and self.projection_norm:
+            raise ValueError("Attention.qk_norm and projection_norm are both True; at most one may be")
+        if self.query_block is not None and self.query_block < 1:
+            raise ValueError(f"Attention.query_block is {self.query_block}; it must be at least 1, or None")
 
     def shape(self, width: int) -> tuple[int, int, int]:
         """(H, G, P) in a model of `width`. Raises ValueError where the width does not divide into even heads."""
@@ -69,16 +78,18 @@ class AttentionLayer(nnx.Module):
         self.key = nnx.Param(inward(keys, kv_shape), axes=("embed", "kv_heads", None))
         self.value = nnx.Param(inward(values, kv_shape), axes=("embed", "kv_heads", None))
         self.output = nnx.Param(outward(output, (heads, head_width, width)), axes=("heads", None, "embed"))
-        self.query_norm = RMSNorm(head_width, epsilon=epsilon, axis=None) if config.qk_norm else None
-        self.key_norm = RMSNorm(head_width, epsilon=epsilon, axis=None) if config.qk_norm else None
+        normed = config.qk_norm or config.projection_norm
+        together = (heads, kv_heads) if config.projection_norm else (1, 1)
+        self.query_norm, self.key_norm = (
+            RMSNorm(count * head_width, epsilon=epsilon, axis=None) if normed else None for count in together
+        )
 
     def keys_values(
         self, x: Float[Array, "B S D"], positions: Int[Array, "B S"]
     ) -> tuple[Float[Array, "B S G P"], Float[Array, "B S G P"]]:
         """Keys, rotated, and values of x: all that later tokens need of it."""
-        keys = linear(x, self.key[...])
+        keys = self._normed(linear(x, self.key[...]), self.key_norm)
         values = linear(x, self.value[...])
-        keys = keys if self.key_norm is None else self.key_norm(keys)
         return rotate(keys, positions, self.config.rope_theta), values
 
     def attend(
@@ -90,11 +101,22 @@ class AttentionLayer(nnx.Module):
         mask: Bool[Array, "B S N"],
     ) -> Float[Array, "B S D"]:
         """Let the queries of x see the keys where `mask` is True; softmax in float32."""
-        query = linear(x, self.query[...])
-        query = query if self.query_norm is None else self.query_norm(query)
+        query = self._normed(linear(x, self.query[...]), self.query_norm)
         query = rotate(query, positions, self.config.rope_theta)
-        heads = jax.nn.dot_product_attention(query, keys, values, mask=mask[:, None])
-        return linear(heads, self.output[...], inputs=2)
+        # Float32 in between, so that the gradients of keys and values are summed over the blocks in it.
+        wide = tuple(array.astype(jnp.float32) for array in (keys, values))
+
+        def heads(query: jax.Array, mask: jax.Array) -> jax.Array:
+            narrow = (array.astype(x.dtype) for array in wide)
+            return jax.nn.dot_product_attention(query, *narrow, mask=mask[:, None])
+
+        return linear(by_blocks(heads, self.config.query_block, query, mask), self.output[...], inputs=2)
+
+    def _normed(self, heads: Float[Array, "B S N P"], norm: RMSNorm | None) -> Float[Array, "B S N P"]:
+        if norm is None:
+            return heads
+        joined = (*heads.shape[:2], -1) if self.config.projection_norm else heads.shape
+        return norm(heads.reshape(joined)).reshape(heads.shape)
 
     def __call__(
         self, x: Float[Array, "B S D"], positions: Int[Array, "B S"], mask: Bool[Array, "B S S"]

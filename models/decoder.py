@@ -50,6 +50,8 @@ class Decoder:
     """Dtype of activations and of weights in use. Parameters, norms, softmax and routing stay in float32."""
     remat: bool = False
     """Recompute each layer's activations in the backward pass instead of keeping them."""
+    loss_block: int | None = None
+    """Positions of a sequence whose logits a loss holds at once, computed again in the backward pass; none: all."""
     unroll: int = 1
     """Repeats of the layers' scan that are compiled as one: more are faster, above all on CPU, and compile longer."""
 
@@ -57,6 +59,8 @@ class Decoder:
         for name in ("vocab", "width", "layers", "unroll"):
             if getattr(self, name) < 1:
                 raise ValueError(f"Decoder.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.loss_block is not None and self.loss_block < 1:
+            raise ValueError(f"Decoder.loss_block is {self.loss_block}; it must be at least 1, or None")
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"Decoder.dtype is {self.dtype!r}; allowed are 'float32' and 'bfloat16'")
         if not self.norm_epsilon >= 0:
@@ -82,6 +86,17 @@ class Decoder:
     def build(self, key: jax.Array, *, stacked: bool = True) -> "DecoderLM":
         """Build the model with fresh parameters, stacked for training or unstacked for decoding and editing."""
         return DecoderLM(self, key=key, stacked=stacked)
+
+
+class Hidden(NamedTuple):
+    """A forward pass up to the head."""
+
+    x: Float[Array, "B S D"]
+    """What leaves the last layer, not yet normalised."""
+    stats: tuple[MoEStats | None, ...]
+    """As in `Output`."""
+    taps: dict[str, Any]
+    """As in `Output`."""
 
 
 class Output(NamedTuple):
@@ -186,6 +201,21 @@ class DecoderLM(nnx.Module):
             layout: keeps activations split by batch on a mesh, where dispatchers then run device by device. None: leave
                 that to XLA.
         """
+        x, stats, taps = self.hidden(tokens, segments, positions, key=key, training=training, tap=tap, layout=layout)
+        return Output(self.head(x), stats, taps)
+
+    def hidden(
+        self,
+        tokens: Int[Array, "B S"],
+        segments: Int[Array, "B S"] | None = None,
+        positions: Int[Array, "B S"] | None = None,
+        *,
+        key: jax.Array | None = None,
+        training: bool = False,
+        tap: Tap | None = None,
+        layout: Layout | None = None,
+    ) -> Hidden:
+        """All but the head, of the same arguments; for losses that never hold all logits, see likelihood.py."""
         segments = jnp.ones_like(tokens) if segments is None else segments
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape) if positions is None else positions
         constrain: Callable[[jax.Array], jax.Array] = (lambda x: x) if layout is None else layout.constrain
@@ -208,7 +238,7 @@ class DecoderLM(nnx.Module):
                 stats.append(layer_stats)
         if tap is not None:
             taps["head"] = tap("head", x, None)
-        return Output(self.head(x), tuple(stats), taps)
+        return Hidden(x, tuple(stats), taps)
 
     def decode(
         self, tokens: Int[Array, "B S"], cache: Cache, mask: Bool[Array, "B S"] | None = None

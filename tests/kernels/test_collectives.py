@@ -85,6 +85,7 @@ def test_groups_are_told_in_three_ways(groups, axes):
         ("f32[16]{0} all-reduce-start", 64),
         ("((f32[16]{0}, f32[8]{0}), (f32[4]{0}, f32[2]{0})) reduce-scatter-start", 24),
         ("((f32[4,2]{1,0}), f32[4,2]{1,0}) all-to-all-start", 32),
+        ("((f32[4]{0}, f32[8]{0}, s64[4]{0}, /*index=5*/s64[4]{0}), f32[8]{0}) ragged-all-to-all-start", 32),
         ("(bf16[4,2]{1,0:T(8,128)}, f8e4m3fn[8]{0}, pred[8]{0}) all-to-all", 32),
     ],
 )

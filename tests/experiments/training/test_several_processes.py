@@ -95,7 +95,9 @@ def test_two_processes_of_four_devices_do_what_one_of_eight_does_with_every_disp
 ) -> None:
     shutil.copy(text, tmp_path / "text.txt")
     monkeypatch.chdir(tmp_path)  # experts are exchanged between the processes
-    several, _, (first, second) = equal_runs(start_processes, EVERY_DISPATCHER, tmp_path, "--mesh.expert", "8")
+    several, _, (first, second) = equal_runs(
+        start_processes, EVERY_DISPATCHER, tmp_path, "--mesh.expert", "8", "--model.layers", "7"
+    )
     assert len(losses(several)) == 5 and (several / "report.html").is_file()
     assert "process 0 of 2; 4 of 8 devices" in first and first.count("report: ") == 1
     assert second == ""
