@@ -64,6 +64,8 @@ class Report:
     kernels: tuple[Kernel, ...]
     collectives: tuple[Collective, ...]
     compile_seconds: float
+    ragged_flops: float | None = None
+    """Of `flops`, those of ragged products, which skip rows that belong to no group: a bound."""
     own_flops: float | None = None
     """The compiler's own count of all operations on one device, a loop's body once."""
 
@@ -181,6 +183,7 @@ def compile_for(
         kernels=tuple(Kernel(call.name, call.grid, call.flops, vmem.get(call.name)) for call in counted.kernels),
         collectives=tuple(read_collectives(text, mesh.shape)),
         compile_seconds=seconds,
+        ragged_flops=counted.ragged,
         own_flops=(compiled.cost_analysis() or {}).get("flops"),
     )
 

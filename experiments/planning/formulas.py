@@ -15,7 +15,9 @@ Collectives, in each micro-batch:
 - over the axes that split the batch but not a weight its gradients are summed ("data"; for all but experts "expert");
 - over "tensor" the outputs of attention and of the feed-forward network are summed in each pass: t D c, and of experts
   K t D c;
-- over "expert" each layer of experts exchanges t K D c twice in each pass.
+- over "expert" each layer of experts under `ExpertParallel` exchanges t K D c, times its capacity factor, twice in each
+  pass, or with `AllGather` the tokens of all, t D c of each; under other dispatchers its weights are gathered and their
+  gradients scattered.
 Passes are the forward and the backward one, and the recomputation.
 """
 
@@ -27,7 +29,7 @@ from flax import nnx
 
 from ...models import Layout
 from ...models.accounting import Part, count_parts
-from ...moe import MoE
+from ...moe import AllGather, AllToAll, ExpertParallel, MoE
 from ..experiment import Experiment
 from ..training.step import TrainState
 from .memory import Memory, abstract_batch, capacity, training_arguments
@@ -46,6 +48,8 @@ class Weight(NamedTuple):
     """Axes that split the batch and not the weight: its gradient is summed over them."""
     layered: bool
     """Whether it belongs to a run of stacked layers."""
+    of_experts: bool
+    """Whether "expert" splits it."""
 
 
 class Formulas(NamedTuple):
@@ -130,7 +134,7 @@ def _weights(params: nnx.State, layout: Layout) -> list[Weight]:
         over = {axis for entry in spec if entry for axis in ([entry] if isinstance(entry, str) else entry)}
         kept = math.prod(layout.mesh.shape[axis] for axis in over if axis != "fsdp")
         summed = tuple(axis for axis in batch_axes if axis not in over)
-        found.append(Weight(math.prod(array.shape) // kept, "fsdp" in over, summed, "layers" in axes))
+        found.append(Weight(math.prod(array.shape) // kept, "fsdp" in over, summed, "layers" in axes, "expert" in over))
     return found
 
 
@@ -149,12 +153,30 @@ def _exchanges(experiment: Experiment, weights: list[Weight], placement: PlacedM
     chosen = sum(ffn.router.experts_per_token for ffn in mixtures)
     rows = (2 * model.layers - len(mixtures) + chosen) * activations
     found.append(("all-reduce", rows, ("tensor",), passes * repeats))
-    found.append(("all-to-all", chosen * activations, ("expert",), 2 * passes * repeats))
+    exchanged = [one for ffn in mixtures for one in _of_experts(ffn, activations, placement)]
+    for kind in ("all-to-all", "all-gather", "reduce-scatter"):
+        rows = sum(size for of_kind, size in exchanged if of_kind == kind)
+        found.append((kind, rows, ("expert",), passes * repeats * (2 if kind == "all-to-all" else 1)))
+    if not all(isinstance(ffn.dispatcher, ExpertParallel) for ffn in mixtures):
+        experts = sum(weight.size for weight in weights if weight.of_experts) * each
+        found.append(("all-gather", experts * sizes["expert"], ("expert",), passes * repeats))
+        found.append(("reduce-scatter", experts, ("expert",), repeats))
     return [
         exchange(kind, size, axes, times, placement)
         for kind, size, axes, times in found
         if size and math.prod(sizes[axis] for axis in axes) > 1
     ]
+
+
+def _of_experts(ffn: MoE, activations: float, placement: PlacedMesh) -> list[tuple[str, float]]:
+    """Kind and bytes of the exchanges of a layer's tokens; an all-to-all is there and back."""
+    if not isinstance(ffn.dispatcher, ExpertParallel):
+        return []
+    exchange, rows = ffn.dispatcher.exchange, ffn.router.experts_per_token * activations
+    if isinstance(exchange, AllGather):
+        return [("all-gather", placement.mesh.shape["expert"] * activations), ("reduce-scatter", activations)]
+    factor = exchange.capacity.capacity_factor if isinstance(exchange, AllToAll) else 1.0
+    return [("all-to-all", factor * rows)]
 
 
 def _temporaries(

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from typing import NamedTuple
 
+from ...kernels.aot import Report
 from ...models.accounting import count_parts
 from ..experiment import Experiment
 from .compiled import Compiled, Step, compile_step
@@ -64,7 +65,7 @@ def plan_step(experiment: Experiment, step: Step, placement: PlacedMesh) -> Step
         placement,
         model_flops=model_flops,
         needed_flops=needed_flops(experiment) if training else model_flops,
-        executed_flops=report.flops,
+        executed_flops=_executed_flops(experiment, step, report),
         hbm_bytes=hbm_bytes(experiment, compiled.memory, weights, training=training),
         exchanges=exchanges,
     )
@@ -77,6 +78,15 @@ def _refused(experiment: Experiment, step: Step, placement: PlacedMesh, compiled
         return StepPlan(step.name, step.tokens, bare, None, [], None, compiled.refusal)
     found = by_formulas(experiment, step.arguments[0], placement)
     return StepPlan(step.name, step.tokens, found.memory, found.estimate, found.exchanges, None, compiled.refusal)
+
+
+def _executed_flops(experiment: Experiment, step: Step, report: Report) -> float | None:
+    """The program's own, where ragged products skip what a balanced load leaves empty of the room for it."""
+    if report.flops is None or not report.ragged_flops:
+        return report.flops
+    passes = step.passes + (experiment.model.remat if step.passes == 3 else 0)
+    experts = sum(part.flops for part in count_parts(experiment.model, step.context) if part.name == "experts")
+    return report.flops - max(0.0, report.ragged_flops - passes * experts * step.tokens)
 
 
 def _model_flops(experiment: Experiment, step: Step) -> float:

@@ -55,7 +55,7 @@ def estimate_table(plan: StepPlan) -> Table:
     assert time is not None
     rows = [
         ("matrix products that it needs, at the peak", _milliseconds(time.compute)),
-        ("matrix products that it may execute", _milliseconds(time.executed)),
+        ("matrix products that it executes", _milliseconds(time.executed)),
         ("memory, at least", _milliseconds(time.memory)),
         ("collectives, at least", _milliseconds(time.network)),
         ("step, everything overlapped", _milliseconds(time.overlapped)),

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ...kernels.chips import CHIPS
+from ...kernels.chips import CHIPS, Boxes
 from ...kernels.collectives import Collective
 from .network import seconds, wire_bytes
 from .placement import PlacedMesh
@@ -35,13 +35,13 @@ class Estimate(NamedTuple):
     compute: float
     """Of the products that the step needs."""
     executed: float
-    """Of all that the program may execute; kernels that skip rows are counted as if they did not."""
+    """Of all that the program executes where ragged products skip the rows that a balanced load leaves empty."""
     memory: float
     network: float
     model_flops: float
     """Of one step over all devices: what the model asks for, nothing twice."""
     executed_flops: float | None
-    """Of the program, with what it computes again and pads, a bound; None: not counted."""
+    """Of the program, with what it computes again and pads; None: not counted."""
     peak_flops: float
     """Of all devices, in one second."""
 
@@ -52,7 +52,7 @@ class Estimate(NamedTuple):
 
     @property
     def serial(self) -> float:
-        """Where nothing overlaps and nothing is skipped."""
+        """Where nothing overlaps."""
         return self.executed + self.memory + self.network
 
     def utilization(self, time: float) -> float:
@@ -94,7 +94,7 @@ def estimate(
         placement: the devices.
         model_flops: over all devices, that the model asks for.
         needed_flops: with what the step computes again because its experiment says so.
-        executed_flops: of the program, a bound; None: those that are needed.
+        executed_flops: of the program; None: those that are needed.
         hbm_bytes: that one device's memory has to read and write.
         exchanges: of one device.
     """
@@ -124,8 +124,10 @@ def assumptions(chip: str) -> list[str]:
         f"links at their peak, {links}; no latency, and one collective after the other",
         "a collective over unknown mesh axes runs over all of them; one in a loop of unknown length counts once",
         "overlapped: the longest of the three, with the products that the step needs; nothing overlapped: their sum, "
-        "with all that the program may execute: kernels that skip empty rows are counted as if they did not. A real "
-        "step reaches no peak, so that it may lie above both",
+        "with all that the program executes, rows that a capacity pads included. A real step reaches no peak, so that "
+        "it may lie above both",
+        "ragged products skip rows that belong to no expert, and loads are balanced"
+        + ("; XLA's own on a GPU does not skip, and takes E times as long" if isinstance(links, Boxes) else ""),
         "model flops are three forward passes of every token in training and one in generation, attention over the "
         "whole sequence counted, nothing computed twice; executed flops count the larger side of a branch",
     ]

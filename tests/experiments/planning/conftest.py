@@ -1,5 +1,6 @@
 """Slices and boxes whose devices are made up: what a plan asks of a device, without a compiler."""
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 
 from dynamoe.experiments.commands import plan as command
+from dynamoe.experiments.experiment import Experiment
 from dynamoe.experiments.planning import placement, search
 from dynamoe.experiments.planning.formulas import by_formulas
 from dynamoe.experiments.planning.placement import PlacedMesh, place
@@ -14,6 +16,7 @@ from dynamoe.experiments.planning.plan import StepPlan
 from dynamoe.experiments.planning.target import find_target
 from dynamoe.kernels import aot
 from dynamoe.models import MeshShape
+from dynamoe.moe import ExpertParallel
 
 
 class MadeUp:
@@ -35,6 +38,18 @@ def made_up(chip: str) -> list[Any]:
     sides += [1] * (3 - len(sides))
     places = itertools.product(*(range(side) for side in reversed(sides)))  # the first side counts fastest
     return [MadeUp(number, place[::-1], 0, f"TPU {kind}") for number, place in enumerate(places)]
+
+
+@pytest.fixture
+def tiny(tiny: Callable[..., Experiment]) -> Callable[..., Experiment]:
+    """The tiny experiment with its tokens sent to their experts."""
+
+    def build(**fields: Any) -> Experiment:
+        experiment = tiny(**fields)
+        ffn = dataclasses.replace(experiment.model.ffn, dispatcher=ExpertParallel())
+        return dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, ffn=ffn))
+
+    return build
 
 
 @pytest.fixture

@@ -11,6 +11,14 @@ from dynamoe.experiments.planning.compiled import Generation, dying_at_once
 FILES = ["memory.png", "plan.json", "plan.md", "time.png"]
 
 
+@pytest.fixture
+def recipe(recipe):
+    """With its tokens sent to their experts."""
+    text = recipe.read_text()
+    recipe.write_text(text.replace("DenseDispatcher", "ExpertParallel"))
+    return recipe
+
+
 def test_a_plan_is_printed_and_written(dynamoe, recipe, planned_without_compiling, tmp_path):
     status, output, errors = dynamoe("plan", recipe, "--mesh.expert", "2", "--output", "out")
     assert (status, errors) == (0, "")

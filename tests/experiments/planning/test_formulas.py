@@ -6,6 +6,7 @@ import pytest
 
 from dynamoe.experiments.planning.formulas import by_formulas
 from dynamoe.experiments.planning.search import abstract_state
+from dynamoe.moe import AllGather, AllToAll, CapacityDispatcher, DroplessDispatcher, ExpertParallel, RaggedAllToAll
 
 
 def exchanges(tiny, placed, **model):
@@ -34,11 +35,28 @@ def test_copied_weights_have_their_gradients_summed(tiny, on):
     assert found == {("all-reduce", ("data",)): (2 * (SPLIT + EXPERTS), 1)}
 
 
-def test_tokens_go_to_their_experts_and_back(tiny, on):
-    found = exchanges(tiny, on("v5e", "2x2", expert=4))
+@pytest.mark.parametrize(
+    ("exchange", "factor"),
+    [(RaggedAllToAll(), 1), (AllToAll(capacity=CapacityDispatcher(capacity_factor=1.5)), 1.5)],
+    ids=["ragged", "capacity"],
+)
+def test_tokens_go_to_their_experts_and_back(tiny, on, exchange, factor):
+    ffn = dataclasses.replace(tiny().model.ffn, dispatcher=ExpertParallel(exchange=exchange))
+    found = exchanges(tiny, on("v5e", "2x2", expert=4), ffn=ffn)
     # There and back, forward and backward, in each of 2 layers to the 2 experts of a token.
-    assert found["all-to-all", ("expert",)] == (2 * 2 * TOKENS * 16 * 2, 4)
+    assert found["all-to-all", ("expert",)] == (factor * 2 * 2 * TOKENS * 16 * 2, 4)
     assert found["all-reduce", ("expert",)] == (2 * SPLIT, 1)  # each device has its own experts
+    assert ("all-gather", ("expert",)) not in found
+
+
+def test_tokens_of_all_are_gathered_or_else_the_experts(tiny, on):
+    mesh, ffn = on("v5e", "2x2", expert=4), tiny().model.ffn
+    found = exchanges(tiny, mesh, ffn=dataclasses.replace(ffn, dispatcher=ExpertParallel(exchange=AllGather())))
+    assert found["all-gather", ("expert",)] == (2 * 4 * TOKENS * 16 * 2, 2)  # 4 devices' tokens, in each of 2 layers
+    assert found["reduce-scatter", ("expert",)] == (2 * TOKENS * 16 * 2, 2)
+    found = exchanges(tiny, mesh, ffn=dataclasses.replace(ffn, dispatcher=DroplessDispatcher()))
+    assert found["all-gather", ("expert",)] == (2 * EXPERTS, 2)
+    assert found["reduce-scatter", ("expert",)] == (2 * EXPERTS / 4, 1)
 
 
 def test_matrices_cut_in_parts_have_their_outputs_summed(tiny, on):
