@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from .cache import LayerCache
+from .cached_attention import cached_attention
 from .linear import linear
 from .norm import RMSNorm
 
@@ -88,11 +89,14 @@ class AttentionLayer(nnx.Module):
         mask: Bool[Array, "B S N"],
     ) -> Float[Array, "B S D"]:
         """Let the queries of x see the keys where `mask` is True; softmax in float32."""
+        heads = jax.nn.dot_product_attention(self.queries(x, positions), keys, values, mask=mask[:, None])
+        return linear(heads, self.output[...], inputs=2)
+
+    def queries(self, x: Float[Array, "B S D"], positions: Int[Array, "B S"]) -> Float[Array, "B S H P"]:
+        """Queries of x, rotated."""
         query = linear(x, self.query[...])
         query = query if self.query_norm is None else self.query_norm(query)
-        query = rotate(query, positions, self.config.rope_theta)
-        heads = jax.nn.dot_product_attention(query, keys, values, mask=mask[:, None])
-        return linear(heads, self.output[...], inputs=2)
+        return rotate(query, positions, self.config.rope_theta)
 
     def __call__(
         self, x: Float[Array, "B S D"], positions: Int[Array, "B S"], mask: Bool[Array, "B S S"]
@@ -105,9 +109,8 @@ class AttentionLayer(nnx.Module):
     ) -> tuple[Float[Array, "B S D"], LayerCache]:
         """Write the tokens of x into the cache (where `mask` is True) and attend to all valid slots up to each."""
         cache = cache.write(*self.keys_values(x, positions), positions, mask)
-        slot = jnp.arange(cache.valid.shape[1])
-        visible = cache.valid[:, None, :] & (slot[None, None, :] <= positions[:, :, None])
-        return self.attend(x, positions, cache.keys.astype(x.dtype), cache.values.astype(x.dtype), visible), cache
+        heads = cached_attention(self.queries(x, positions), cache, positions, mask)
+        return linear(heads, self.output[...], inputs=2), cache
 
 
 def rotate(x: Float[Array, "B S N P"], positions: Int[Array, "B S"], theta: float) -> Float[Array, "B S N P"]:

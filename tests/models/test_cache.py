@@ -43,7 +43,7 @@ def test_a_token_lands_in_the_slot_of_its_position(cache):
 
 def test_a_token_past_the_last_slot_is_dropped(cache):
     ones = jnp.ones((2, 2, 2, 4))
-    written = cache.layers[0].write(ones, ones, jnp.array([[7, 8], [8, 20]]), jnp.ones((2, 2), bool))
+    written = cache.layers[0].write(ones, ones, jnp.array([[7, 8], [20, 21]]), jnp.ones((2, 2), bool))
     assert written.valid.sum() == 1 and written.valid[0, 7]
     assert np.count_nonzero(written.keys) == 2 * 4
 
