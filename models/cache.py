@@ -15,10 +15,13 @@ _ROWS_ONE_BY_ONE = 32
 
 
 class LayerCache(NamedTuple):
-    """One layer's keys and values. Letters: B rows, G key-value heads, P head width, W value width."""
+    """One layer's keys and values. Letters: B rows, G key-value heads, P head width, W value width.
 
-    keys: Float[Array, "rows slots G P"]
-    values: Float[Array, "rows slots G W"]
+    Slots stand next to the width: a head's keys are then one matrix, which its products read as it lies.
+    """
+
+    keys: Float[Array, "rows G slots P"]
+    values: Float[Array, "rows G slots W"]
     valid: Bool[Array, "rows slots"]
     row: Int[Array, ""] | None = None
     """Stand for this row alone, B = 1: its tokens are read and written where they lie. None: for all rows."""
@@ -34,10 +37,11 @@ class LayerCache(NamedTuple):
         past the end are dropped."""
         start, slots = positions[:, 0], self.valid.shape[1]
         keys, values, mask = (array[:, :slots] for array in (keys, values, mask))
+        keys, values = (array.swapaxes(1, 2) for array in (keys, values))
         return self._replace(
             keys=self._written(self.keys, keys.astype(self.keys.dtype), start),
             values=self._written(self.values, values.astype(self.values.dtype), start),
-            valid=self._written(self.valid, mask, start),
+            valid=self._written(self.valid[:, None, :, None], mask[:, None, :, None], start)[:, 0, :, 0],
         )
 
     def block(self, start: Int[Array, ""] | int, size: int) -> "LayerCache":
@@ -45,15 +49,16 @@ class LayerCache(NamedTuple):
 
         def cut(array: jax.Array) -> jax.Array:
             rows, first = (array.shape[0], 0) if self.row is None else (1, self.row)
-            starts = (first, start, *[0] * (array.ndim - 2))
-            return jax.lax.dynamic_slice(array, starts, (rows, size, *array.shape[2:]))
+            return jax.lax.dynamic_slice(array, (first, 0, start, 0), (rows, array.shape[1], size, array.shape[3]))
 
-        return LayerCache(cut(self.keys), cut(self.values), cut(self.valid))
+        return LayerCache(cut(self.keys), cut(self.values), cut(self.valid[:, None, :, None])[:, 0, :, 0])
 
     def forget(self, rows: Bool[Array, " B"]) -> "LayerCache":
         """Make all slots of these rows invalid."""
         kept = self.block(0, self.valid.shape[1]).valid & ~rows[:, None]
-        return self._replace(valid=kept if self.row is None else _put(self.valid, kept, self.row, 0))
+        return self._replace(
+            valid=kept if self.row is None else jax.lax.dynamic_update_slice(self.valid, kept, (self.row, 0))
+        )
 
     def _written(self, array: jax.Array, new: jax.Array, start: Int[Array, " B"]) -> jax.Array:
         if self.row is not None:
@@ -65,8 +70,9 @@ class LayerCache(NamedTuple):
             return array
 
         def at_once(array: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
-            slots = start[:, None] + jnp.arange(new.shape[1])[None]
-            return array.at[jnp.arange(array.shape[0])[:, None], slots].set(new, mode="drop")
+            slots = start[:, None] + jnp.arange(new.shape[2])[None]
+            row = jnp.arange(array.shape[0])[:, None]
+            return array.at[row, :, slots].set(new.swapaxes(1, 2), mode="drop")
 
         if array.shape[0] > _ROWS_ONE_BY_ONE:
             return at_once(array, new, start)
@@ -99,25 +105,21 @@ def empty_cache(*, layers: int, batch: int, slots: int, kv_heads: int, head_widt
     """A cache without tokens; each leaf is a buffer of its own, so that all of it can be donated."""
 
     def layer() -> LayerCache:
-        shape = (batch, slots, kv_heads, head_width)
+        shape = (batch, kv_heads, slots, head_width)
         return LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((batch, slots), bool))
 
     return Cache(tuple(layer() for _ in range(layers)), jnp.zeros(batch, jnp.int32))
 
 
-def _put(array: jax.Array, new: jax.Array, row: jax.Array | int, start: jax.Array | int) -> jax.Array:
-    return jax.lax.dynamic_update_slice(array, new, (row, start, *[0] * (array.ndim - 2)))
-
-
 def _put_within(array: jax.Array, new: jax.Array, row: jax.Array | int, start: jax.Array) -> jax.Array:
-    """Write [1, S, ...] from slot `start` of a row on. What would stand past the last slot is dropped: the update then
+    """Write [1, G, S, P] from slot `start` of a row on. What would stand past the last slot is dropped: the update then
     begins earlier, and repeats what is there."""
-    size = new.shape[1]
-    first = jnp.minimum(start, array.shape[1] - size)
+    size = new.shape[2]
+    first = jnp.minimum(start, array.shape[2] - size)
     shift = start - first
-    there = jax.lax.dynamic_slice(array, (row, first, *[0] * (array.ndim - 2)), (1, *new.shape[1:]))
+    there = jax.lax.dynamic_slice(array, (row, 0, first, 0), new.shape)
     if size > 1:
-        double = jnp.concatenate([new, new], axis=1)
-        new = jax.lax.dynamic_slice_in_dim(double, size - jnp.minimum(shift, size), size, axis=1)
-    late = (jnp.arange(size) >= shift).reshape(1, size, *[1] * (array.ndim - 2))
-    return _put(array, jnp.where(late, new, there), row, first)
+        double = jnp.concatenate([new, new], axis=2)
+        new = jax.lax.dynamic_slice_in_dim(double, size - jnp.minimum(shift, size), size, axis=2)
+    late = (jnp.arange(size) >= shift)[None, None, :, None]
+    return jax.lax.dynamic_update_slice(array, jnp.where(late, new, there), (row, 0, first, 0))

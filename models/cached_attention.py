@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .cache import LayerCache
 
-BLOCK = 256
+BLOCK = 128
 """Slots that are read at a time."""
 
 
@@ -52,7 +52,7 @@ def cached_attention(
     Returns:
         In the dtype of the query; scores, softmax and sums are float32.
     """
-    (rows, length, heads, width), groups = query.shape, cache.keys.shape[2]
+    (rows, length, heads, width), groups = query.shape, cache.keys.shape[1]
     slots, per_group = cache.valid.shape[1], heads // groups
     size = min(BLOCK, slots)
     # A token at padding sees as far back as its row begins, and no slot at all.
@@ -100,7 +100,7 @@ def _with_block(
 ) -> _Running:
     keys, values = block.keys.astype(queries.dtype), block.values.astype(queries.dtype)
     rows, groups, count, _ = queries.shape
-    scores = scale * jnp.einsum("bgqp,bngp->bgqn", queries, keys, preferred_element_type=jnp.float32)
+    scores = scale * jnp.einsum("bgqp,bgnp->bgqn", queries, keys, preferred_element_type=jnp.float32)
     seen = jnp.broadcast_to(seen[:, None, None], (rows, groups, count // seen.shape[1], *seen.shape[1:]))
     seen = seen.reshape(scores.shape)
     scores = jnp.where(seen, scores, _LOWEST)
@@ -108,5 +108,5 @@ def _with_block(
     # Masked again: where a query has seen nothing yet, the maximum is the lowest too and their difference 0.
     weights = jnp.where(seen, jnp.exp(scores - maximum[..., None]), 0.0)
     kept = jnp.exp(running.maximum - maximum)
-    new = jnp.einsum("bgqn,bngw->bgqw", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
+    new = jnp.einsum("bgqn,bgnw->bgqw", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
     return _Running(running.sums * kept[..., None] + new, maximum, running.total * kept + weights.sum(axis=-1))

@@ -20,7 +20,7 @@ from .request import Finish, Request
 from .samplers import Greedy, Sampler
 
 SMALLEST_CHUNK = 16
-"""Tokens; the end of a prompt is padded to this or to one of its multiples by powers of 4."""
+"""Tokens; the end of a prompt is padded to this or to one of its multiples by powers of 2."""
 
 
 class Drawn(NamedTuple):
@@ -177,7 +177,7 @@ class Engine:
         while any(reading := self._unread()) and chunks != self._chunks_between_steps:
             start, chunks = time.perf_counter(), chunks + 1
             one = next(index for index, row in enumerate(reading) if row)
-            chosen, row = (reading, None) if self._together else (reading[one : one + 1], np.int32(one))
+            chosen, row = (reading, None) if self._together else (reading[one : one + 1], np.asarray(one, np.int32))
             chunk = self._next_chunk(chosen, row)
             self._held, tokens = self._programs.read(self._leaves, self._held, chunk)
             finished: list[_Row | None] = []
@@ -198,7 +198,7 @@ class Engine:
         left = [0 if one is None else len(one.request.prompt) - one.read for one in reading]
         width = SMALLEST_CHUNK
         while width < min(max(left), self._chunk):
-            width *= 4
+            width *= 2
         width = min(width, self._chunk)
         tokens = np.zeros((len(reading), width), np.int32)
         start, count = np.zeros(len(reading), np.int32), np.zeros(len(reading), np.int32)

@@ -75,8 +75,8 @@ def empty_rows(model: DecoderLM, *, rows: int, slots: int, sampler: Sampler, lay
 
 
 def _shardings(held: Rows, layout: Layout) -> Rows:
-    def of(array: jax.Array) -> NamedSharding:
-        axes = ("batch", None, "kv_heads", None)[: array.ndim]
+    def of(array: Any) -> NamedSharding:
+        axes = ("batch", "kv_heads", None, None) if array.ndim == 4 else ("batch", None)
         return NamedSharding(layout.mesh, layout.spec(axes, array.shape, "the key-value cache"))
 
     whole = NamedSharding(layout.mesh, PartitionSpec())
