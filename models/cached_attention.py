@@ -91,7 +91,9 @@ def _nothing_seen(shape: tuple[int, int, int, int], sinks: Float[Array, " H"] | 
     sums = jnp.zeros(shape, jnp.float32)
     if sinks is None:
         return _Running(sums, jnp.full(shape[:3], _LOWEST, jnp.float32), jnp.zeros(shape[:3], jnp.float32))
-    per_query = jnp.repeat(sinks.astype(jnp.float32).reshape(shape[1], -1), shape[2] * shape[1] // sinks.shape[0], axis=1)
+    per_query = jnp.repeat(
+        sinks.astype(jnp.float32).reshape(shape[1], -1), shape[2] * shape[1] // sinks.shape[0], axis=1
+    )
     return _Running(sums, jnp.broadcast_to(per_query[None], shape[:3]), jnp.ones(shape[:3], jnp.float32))
 
 

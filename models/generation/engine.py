@@ -66,10 +66,10 @@ class _Row:
 class Engine:
     """Draws tokens for requests; how many share the model at a time, and for how long, changes nothing in them.
 
-        engine = Engine(model, rows=8, slots=1024, sampler=Greedy())
-        numbers = [engine.submit(Request(prompt=prompt, max_tokens=100)) for prompt in prompts]
-        for drawn in engine.run():
-            print(drawn.request, drawn.token)
+    engine = Engine(model, rows=8, slots=1024, sampler=Greedy())
+    numbers = [engine.submit(Request(prompt=prompt, max_tokens=100)) for prompt in prompts]
+    for drawn in engine.run():
+        print(drawn.request, drawn.token)
     """
 
     def __init__(
@@ -197,9 +197,10 @@ class Engine:
         """The longest parts that are left, cut to a chunk, in the smallest compiled width that holds them."""
         left = [0 if one is None else len(one.request.prompt) - one.read for one in reading]
         width = SMALLEST_CHUNK
-        while width < min(max(left), self._chunk):
+        while width < min(max(left), self._chunk) and not self._together:
             width *= 2
-        width = min(width, self._chunk)
+        # Together always of one width: a request's must not follow from its neighbours'.
+        width = self._chunk if self._together else min(width, self._chunk)
         tokens = np.zeros((len(reading), width), np.int32)
         start, count = np.zeros(len(reading), np.int32), np.zeros(len(reading), np.int32)
         key = np.zeros((len(reading), *self._held.key.shape[1:]), np.uint32)

@@ -26,9 +26,7 @@ class Sampler(abc.ABC):
         """Whether a filter looks at which tokens a row holds already."""
         return any(filter.needs_seen for filter in self.filters)
 
-    def __call__(
-        self, logits: Float[Array, "B V"], seen: Bool[Array, "B V"] | None, keys: Array
-    ) -> Int[Array, " B"]:
+    def __call__(self, logits: Float[Array, "B V"], seen: Bool[Array, "B V"] | None, keys: Array) -> Int[Array, " B"]:
         """One token of each row.
 
         Args:

@@ -42,7 +42,7 @@ def generate_text(
     Args:
         engine: with nothing else to do.
         requests: stop tokens give no text.
-        decode: the tokenizer's. Each answer is decoded with its prompt: a first token may be treated in its own way.
+        decode: the tokenizer's. of a few neighbouring tokens, it gives their text.
 
     Raises:
         ValueError: as `Engine.submit`; then nothing is drawn.
@@ -70,21 +70,29 @@ class _Stream:
     def __init__(self, each: TextRequest, decode: Callable[[Sequence[int]], str]):
         self.each, self.decode = each, decode
         self.ids = list(each.request.prompt)
-        self.begin = self.shown = len(decode(self.ids))
+        # Of the tokens before `known` the text is known; from `tail` on they are decoded together with new ones.
+        self.tail, self.known = max(0, len(self.ids) - _TAIL), len(self.ids)
+        self.answer, self.shown = "", 0
 
     def add(self, token: int, finish: Finish | None) -> tuple[str, bool]:
         """What may be shown now, and whether a stop string has come."""
-        if not (finish is Finish.STOP and token in self.each.request.stop_tokens):
+        if token not in self.each.request.stop_tokens:
             self.ids.append(token)
-        text = self.decode(self.ids)
-        if text.endswith(UNFINISHED) and finish is None:
+        before, now = (self.decode(ids) for ids in (self.ids[self.tail : self.known], self.ids[self.tail :]))
+        if now.endswith(UNFINISHED) and finish is None:
             return "", False
-        answer = text[self.begin :]
-        ends = [found for stop in self.each.stop if (found := answer.find(stop)) >= 0]
-        end = min(ends) if ends else len(answer) - (0 if finish else held_back(answer, self.each.stop))
-        new = text[self.shown : max(self.begin + end, self.shown)]
-        self.shown += len(new)
-        return new, bool(ends)
+        self.answer += now[len(before) :]
+        self.tail, self.known = max(self.tail, self.known - _TAIL), len(self.ids)
+        stops = self.each.stop
+        ends = [end for stop in stops if (end := self.answer.find(stop, max(self.shown - len(stop), 0))) >= 0]
+        end = min(ends) if ends else len(self.answer) - (0 if finish else held_back(self.answer, stops))
+        text = self.answer[self.shown : end]
+        self.shown += len(text)
+        return text, bool(ends)
+
+
+_TAIL = 8
+"""Tokens before a new one that it is decoded with: a tokenizer may treat the first of a text in its own way."""
 
 
 def held_back(text: str, stops: Sequence[str]) -> int:

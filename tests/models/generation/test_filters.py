@@ -27,7 +27,9 @@ def kept(filter, logits=LOGITS):
     return [set(np.flatnonzero(np.isfinite(row)).tolist()) for row in found]
 
 
-@pytest.mark.parametrize(("k", "tokens"), [(1, {1}), (2, {1, 3}), (4, {0, 1, 3, 4}), (5, set(range(5))), (9, set(range(5)))])
+@pytest.mark.parametrize(
+    ("k", "tokens"), [(1, {1}), (2, {1, 3}), (4, {0, 1, 3, 4}), (5, set(range(5))), (9, set(range(5)))]
+)
 def test_top_k_keeps_the_k_most_likely(k, tokens):
     assert kept(TopKTokens(k=k)) == [tokens]
 
@@ -39,14 +41,23 @@ def test_top_k_keeps_those_as_likely_as_the_kth():
 @pytest.mark.parametrize(
     ("p", "tokens"),
     # The most likely token alone has 0.5; a token goes where those less likely and it hold at most 1 - p.
-    [(0.01, {1}), (0.45, {1}), (0.55, {1, 3}), (0.74, {1, 3}), (0.76, {1, 3, 4}), (0.9, {0, 1, 3, 4}), (1.0, set(range(5)))],
+    [
+        (0.01, {1}),
+        (0.45, {1}),
+        (0.55, {1, 3}),
+        (0.74, {1, 3}),
+        (0.76, {1, 3, 4}),
+        (0.9, {0, 1, 3, 4}),
+        (1.0, set(range(5))),
+    ],
 )
 def test_top_p_keeps_the_fewest_tokens_that_reach_p(p, tokens):
     assert kept(TopPTokens(p=p)) == [tokens]
 
 
 @pytest.mark.parametrize(
-    ("p", "tokens"), [(0.04, set(range(5))), (0.06, {0, 1, 3, 4}), (0.21, {1, 3, 4}), (0.49, {1, 3}), (0.51, {1}), (1.0, {1})]
+    ("p", "tokens"),
+    [(0.04, set(range(5))), (0.06, {0, 1, 3, 4}), (0.21, {1, 3, 4}), (0.49, {1, 3}), (0.51, {1}), (1.0, {1})],
 )
 def test_min_p_keeps_tokens_of_at_least_p_times_the_largest_probability(p, tokens):
     assert kept(MinPTokens(p=p)) == [tokens]

@@ -81,7 +81,9 @@ def test_a_request_that_met_its_stop_string_makes_room_for_the_next(engine):
     whole, finishes = texts(engine, plain)
     assert finishes == [Finish.LENGTH] * 3 and len(set(whole)) == 3
     stop = whole[0][4:6]
-    stopping = [TextRequest(request=each.request, stop=(stop,) if not place else ()) for place, each in enumerate(plain)]
+    stopping = [
+        TextRequest(request=each.request, stop=(stop,) if not place else ()) for place, each in enumerate(plain)
+    ]
     found, finishes = texts(engine, stopping)
     assert found == [whole[0][: whole[0].index(stop)], *whole[1:]]
     assert finishes == [Finish.STOP, Finish.LENGTH, Finish.LENGTH]
