@@ -59,7 +59,7 @@ def cached_attention(
     last = jnp.where(mask, jnp.minimum(positions, slots - 1), -1)
     queries = query.reshape(rows, length, groups, per_group, width).transpose(0, 2, 3, 1, 4)
     queries = queries.reshape(rows, groups, per_group * length, width)
-    scale = width**-0.5 if scale is None else scale
+    factor = width**-0.5 if scale is None else scale
 
     def visit(number: Int[Array, ""] | int, running: _Running) -> _Running:
         first = jnp.minimum(number * size, slots - size)
@@ -69,7 +69,7 @@ def cached_attention(
         seen = (block.valid & (slot >= number * size)[None])[:, None] & (slot[None, None] <= last[:, :, None])
         if window is not None:
             seen = seen & (slot[None, None] > last[:, :, None] - window)
-        return _with_block(running, queries, block, seen, scale)
+        return _with_block(running, queries, block, seen, factor)
 
     running = _nothing_seen((rows, groups, per_group * length, cache.values.shape[3]), sinks)
     if slots == size:
@@ -91,10 +91,9 @@ def _nothing_seen(shape: tuple[int, int, int, int], sinks: Float[Array, " H"] | 
     sums = jnp.zeros(shape, jnp.float32)
     if sinks is None:
         return _Running(sums, jnp.full(shape[:3], _LOWEST, jnp.float32), jnp.zeros(shape[:3], jnp.float32))
-    per_query = jnp.repeat(
-        sinks.astype(jnp.float32).reshape(shape[1], -1), shape[2] * shape[1] // sinks.shape[0], axis=1
-    )
-    return _Running(sums, jnp.broadcast_to(per_query[None], shape[:3]), jnp.ones(shape[:3], jnp.float32))
+    length = shape[2] * shape[1] // sinks.shape[0]
+    scores = jnp.repeat(sinks.astype(jnp.float32).reshape(shape[1], -1), length, axis=1)
+    return _Running(sums, jnp.broadcast_to(scores[None], shape[:3]), jnp.ones(shape[:3], jnp.float32))
 
 
 def _with_block(

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -97,8 +98,8 @@ class Engine:
             layout: the mesh to run on; None: where the parameters are.
 
         Raises:
-            ValueError: a number is out of bounds, the model's mixtures would make a request depend on its neighbours, or
-                something does not divide over the mesh.
+            ValueError: a number is out of bounds, the model's mixtures would make a request depend on its neighbours,
+                or something does not divide over the mesh.
         """
         limit = model.config.vocab if vocab is None else vocab
         for name, value in (("rows", rows), ("slots", slots), ("chunk", chunk)):
@@ -177,11 +178,12 @@ class Engine:
         while any(reading := self._unread()) and chunks != self._chunks_between_steps:
             start, chunks = time.perf_counter(), chunks + 1
             one = next(index for index, row in enumerate(reading) if row)
-            chosen, row = (reading, None) if self._together else (reading[one : one + 1], np.asarray(one, np.int32))
+            chosen, row = (reading, None) if self._together else (reading[one : one + 1], one)
             chunk = self._next_chunk(chosen, row)
             self._held, tokens = self._programs.read(self._leaves, self._held, chunk)
             finished: list[_Row | None] = []
-            for reader, count in zip(chosen, chunk.count.tolist(), strict=True):
+            counts = np.asarray(chunk.count).tolist()
+            for reader, count in zip(chosen, counts, strict=True):
                 if reader is not None:
                     reader.read += count
                     reader.asked = int(reader.read == len(reader.request.prompt))
@@ -189,11 +191,11 @@ class Engine:
             self._hand_out(finished, np.asarray(tokens))
             usage, seconds = self.usage, time.perf_counter() - start
             self.usage = usage._replace(
-                prompt_tokens=usage.prompt_tokens + int(chunk.count.sum()),
+                prompt_tokens=usage.prompt_tokens + sum(counts),
                 prompt_seconds=usage.prompt_seconds + seconds,
             )
 
-    def _next_chunk(self, reading: list[_Row | None], row: np.ndarray | None) -> Chunk:
+    def _next_chunk(self, reading: list[_Row | None], row: int | None) -> Chunk:
         """The longest parts that are left, cut to a chunk, in the smallest compiled width that holds them."""
         left = [0 if one is None else len(one.request.prompt) - one.read for one in reading]
         width = SMALLEST_CHUNK
@@ -209,7 +211,8 @@ class Engine:
                 part = one.request.prompt[one.read : one.read + width]
                 tokens[index, : len(part)] = part
                 start[index], count[index], key[index] = one.read, len(part), one.key
-        return Chunk(tokens, start, count, key, row)
+        tokens, start, count, key = (jnp.asarray(array) for array in (tokens, start, count, key))
+        return Chunk(tokens, start, count, key, None if row is None else jnp.asarray(row, jnp.int32))
 
     def _draw(self, active: list[_Row | None]) -> None:
         start = time.perf_counter()
@@ -266,7 +269,7 @@ def refuse_batch_dependence(model: DecoderLM, layout: Layout | None) -> None:
     for layer, ffn in enumerate(model.config.feed_forwards):
         if (what := ffn.batch_dependence(layout)) is not None:
             raise ValueError(
-                f"Decoder.ffn of layer {layer} has {what}, by which a token's output depends on the other tokens of the "
-                "batch; generation needs one that does not, as TopK with a DroplessDispatcher: else a request's answer "
-                "would depend on its neighbours"
+                f"Decoder.ffn of layer {layer} has {what}, by which a token's output depends on the other tokens of "
+                "the batch; generation needs one that does not, as TopK with a DroplessDispatcher: else a request's "
+                "answer would depend on its neighbours"
             )

@@ -1,6 +1,8 @@
-"""Filters of the logits that the next token is drawn from. Each does what the processor of that name does in Hugging Face
-transformers, https://huggingface.co/docs/transformers/internal/generation_utils. They apply in the order given; theirs is
-repetition penalty, temperature, top-k, top-p, min-p. A token that is filtered out has the logit -infinity.
+"""Filters of the logits that the next token is drawn from.
+
+Each does what the processor of that name does in Hugging Face transformers,
+https://huggingface.co/docs/transformers/internal/generation_utils. They apply in the order given; theirs is repetition
+penalty, temperature, top-k, top-p, min-p. A token that is filtered out has the logit -infinity.
 
 Letters: B rows, V vocabulary.
 """

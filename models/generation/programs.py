@@ -38,13 +38,13 @@ class Rows(NamedTuple):
 class Chunk(NamedTuple):
     """The next part of some prompts."""
 
-    tokens: Int[np.ndarray, "R C"]
-    start: Int[np.ndarray, " R"]
+    tokens: Int[Array, "R C"]
+    start: Int[Array, " R"]
     """Where in its prompt it begins."""
-    count: Int[np.ndarray, " R"]
+    count: Int[Array, " R"]
     """How many tokens of it are real; 0 where a row reads nothing."""
-    key: UInt32[np.ndarray, "R N"]
-    row: Int[np.ndarray, ""] | None
+    key: UInt32[Array, "R N"]
+    row: Int[Array, ""] | None
     """The row that reads, R = 1; None: R = B, all may read."""
 
 
@@ -74,14 +74,17 @@ def empty_rows(model: DecoderLM, *, rows: int, slots: int, sampler: Sampler, lay
     return held if layout is None else jax.device_put(held, _shardings(held, layout))
 
 
-def _shardings(held: Rows, layout: Layout) -> Rows:
+def _shardings(held: Rows, layout: Layout) -> Any:
+    """Of every leaf."""
+
     def of(array: Any) -> NamedSharding:
         axes = ("batch", "kv_heads", None, None) if array.ndim == 4 else ("batch", None)
         return NamedSharding(layout.mesh, layout.spec(axes, array.shape, "the key-value cache"))
 
     whole = NamedSharding(layout.mesh, PartitionSpec())
     layers = tuple(jax.tree.map(of, layer) for layer in held.cache.layers)
-    return jax.tree.map(lambda _: whole, held)._replace(cache=Cache(layers, whole))
+    rest: Any = jax.tree.map(lambda _: whole, held)
+    return rest._replace(cache=rest.cache._replace(layers=layers))
 
 
 @functools.lru_cache(maxsize=16)
@@ -108,7 +111,7 @@ def programs(
         return sampler(jnp.where(allowed[None], logits, -jnp.inf), seen, keys)
 
     def read(leaves: list[jax.Array], held: Rows, chunk: Chunk) -> tuple[Rows, jax.Array]:
-        model, tokens = model_of(leaves), jnp.asarray(chunk.tokens)
+        model, tokens = model_of(leaves), chunk.tokens
         mask = jnp.arange(tokens.shape[1])[None] < chunk.count[:, None]
         reading = chunk.count > 0
         length = chunk.start if chunk.row is not None else jnp.where(reading, chunk.start, held.cache.length)

@@ -96,11 +96,8 @@ def test_an_invalid_slot_is_not_seen_in_the_row_and_layer_that_lack_it(attention
     positions, mask = everywhere(5)
     _, layer = decode(attention, x[:, :5], positions, mask, cache.layers[0])
     # Row 0 never ran this layer for token 2; what its slot holds must not matter.
-    layer = layer._replace(
-        valid=layer.valid.at[0, 2].set(False),
-        keys=layer.keys.at[0, :, 2].set(9.0),
-        values=layer.values.at[0, :, 2].set(9.0),
-    )
+    keys, values = (array.at[0, :, 2].set(9.0) for array in (layer.keys, layer.values))
+    layer = layer._replace(valid=layer.valid.at[0, 2].set(False), keys=keys, values=values)
     last, _ = decode(attention, x[:, 5:], jnp.full((2, 1), 5), jnp.ones((2, 1), bool), layer)
     # To the oracle, token 2 of row 0 belongs to another document.
     for row, segments in enumerate([np.array([1, 1, 2, 1, 1, 1]), np.ones(6, int)]):

@@ -22,9 +22,8 @@ def numbers(*shape, seed=0):
 def cache():
     valid = np.random.default_rng(1).random((B, SLOTS)) < 0.8
     valid[:, 0] = True
-    return LayerCache(
-        *(jnp.asarray(a) for a in (numbers(B, G, SLOTS, P, seed=1), numbers(B, G, SLOTS, W, seed=2), valid))
-    )
+    keys, values = numbers(B, G, SLOTS, P, seed=1), numbers(B, G, SLOTS, W, seed=2)
+    return LayerCache(jnp.asarray(keys), jnp.asarray(values), jnp.asarray(valid))
 
 
 QUERY = numbers(B, S, H, P, seed=3)
