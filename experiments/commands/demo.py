@@ -15,6 +15,7 @@ from ..data import HeldOut, held_out
 from ..experiment import Experiment
 from ..ngram import NGram
 from ..page import Picture, Sample, Section, Table, Text, write_report
+from ..places import Place
 from ..plots import plot_expert_load, plot_losses, plot_router_history
 from ..recipes import standard_library, standard_library_dense
 from ..report import environment_table
@@ -25,6 +26,7 @@ from ..training.restore import Trained
 from ..training.routers import RouterStatistics, measure_routers
 from ..training.step_time import step_seconds
 from .generate import continuation
+from .place_option import PlaceOption
 
 ORDER = 3
 PROMPT = "def "
@@ -40,7 +42,7 @@ class Demo:
     beside an order-3 n-gram, a sample, plots of losses and experts, and report.html. A demo that was stopped continues.
     """
 
-    run_dir: Path | None = None
+    run_dir: PlaceOption | None = None
     """The demo's directory, with a run of each model in it. None: runs/demo, and for another seed runs/demo-seed1."""
     seed: int = 0
     """The same seed gives the same numbers, but for those of time."""
@@ -147,7 +149,7 @@ def outcome_table(outcome: Outcome) -> Table:
     return Table(("", *models, NGRAM), rows, caption)
 
 
-def write_outcome(path: Path, experiments: Mapping[str, Experiment], outcome: Outcome) -> Path:
+def write_outcome(path: Place, experiments: Mapping[str, Experiment], outcome: Outcome) -> Place:
     """The demo's pictures and report.html, in its directory."""
     dense, mixture = (outcome.bits_per_byte[name] for name in (DENSE, MIXTURE))
     runs = {name: path / folder for name, folder in FOLDERS.items()}

@@ -29,6 +29,7 @@ from ...models.generation import (
 )
 from ..data import Tokenizer
 from ..training.restore import load_trained
+from .place_option import PlaceOption
 from .trained_run import find_run
 
 
@@ -44,7 +45,7 @@ class Generate:
     """The text to continue."""
     prompts_file: Path | None = None
     """A file with a prompt in every line, instead; answers are shown in its order."""
-    run_dir: Path | None = None
+    run_dir: PlaceOption | None = None
     """The run's directory. None: the newest in runs/."""
     checkpoint: int | None = None
     """The checkpoint's step. None: the best."""

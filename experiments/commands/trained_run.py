@@ -7,6 +7,7 @@ from rich.console import Console
 
 from ..data import HeldOut, Mixture, TextFiles, held_out
 from ..experiment import Experiment
+from ..places import Place
 from ..recipes import standard_library
 from ..run_directory import newest_run, runs_in
 from ..training.loop import train
@@ -14,7 +15,7 @@ from ..training.loop import train
 RUNS = Path("runs")
 
 
-def find_run(path: Path | None, console: Console) -> Path:
+def find_run(path: Place | None, console: Console) -> Place:
     """The given directory, else the newest run in runs/, else that of the default recipe, which it trains first."""
     if path is not None:
         return path

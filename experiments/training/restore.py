@@ -1,6 +1,5 @@
 """A trained model out of a run directory."""
 
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -8,6 +7,7 @@ from flax import nnx
 
 from ...models import DecoderLM, Layout, MeshShape
 from ..experiment import Experiment
+from ..places import Place
 from ..run_directory import RunDirectory
 from .checkpoints import Checkpoints
 from .step import Trainer, build_trainer
@@ -31,7 +31,7 @@ class Trained(NamedTuple):
         return nnx.merge(self.trainer.graph, self.params, self.variables)
 
 
-def load_trained(path: Path, step: int | None = None) -> Trained:
+def load_trained(path: Place, step: int | None = None) -> Trained:
     """Read the model of a run, on the first device.
 
     Args:

@@ -11,11 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, UInt
 
 from ...models import Decoder, DecoderLM, Layout, Output
 from ..data import Windows, target_mask
 from ..optimizers import TrainingRule
+from .process_rows import global_rows
 
 ROUTERS = "routers"
 """Among a step's metrics: the statistics of each layer that routes, as "layers.3.entropy"."""
@@ -118,6 +120,7 @@ def build_trainer(
     seed = jax.ShapeDtypeStruct((), jnp.uint32)
     shapes = jax.eval_shape(init, seed)
     shardings = layout.shardings(shapes)
+    whole = NamedSharding(layout.mesh, PartitionSpec())  # every process can read every metric
     return Trainer(
         graph=graph,
         layout=layout,
@@ -125,16 +128,16 @@ def build_trainer(
             lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding), shapes, shardings
         ),
         init=jax.jit(init, out_shardings=shardings),
-        step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
+        step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, whole)),
         evaluate=jax.jit(evaluate),
     )
 
 
 def to_device(windows: Windows, layout: Layout) -> Windows:
     """This process's rows of a global batch, split over the mesh."""
-    rows = windows.tokens.shape[0] * jax.process_count()
-    sharding = layout.batch(rows, 2)
-    return Windows(*(jax.make_array_from_process_local_data(sharding, np.asarray(array)) for array in windows))
+    rows = global_rows(layout, windows.tokens.shape[0])
+    sharding, shape = layout.batch(rows, 2), (rows, windows.tokens.shape[1])
+    return Windows(*(jax.make_array_from_process_local_data(sharding, np.asarray(array), shape) for array in windows))
 
 
 def _forward(model: DecoderLM, windows: Windows, layout: Layout, **options: Any) -> Output:

@@ -63,7 +63,7 @@ def empty_rows(model: DecoderLM, *, rows: int, slots: int, sampler: Sampler, lay
     Raises:
         ValueError: the rows or the heads do not divide over the mesh.
     """
-    key = np.asarray(jax.random.key_data(jax.random.key(0)))
+    key = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
     held = Rows(
         model.empty_cache(batch=rows, slots=slots),
         jnp.zeros(rows, jnp.int32),
@@ -71,11 +71,15 @@ def empty_rows(model: DecoderLM, *, rows: int, slots: int, sampler: Sampler, lay
         jnp.zeros((rows, *key.shape), key.dtype),
         jnp.zeros((rows, model.config.vocab), bool) if sampler.needs_seen else None,
     )
-    return held if layout is None else jax.device_put(held, _shardings(held, layout))
+    return held if layout is None else jax.device_put(held, shardings_of(held, layout))
 
 
-def _shardings(held: Rows, layout: Layout) -> Any:
-    """Of every leaf."""
+def shardings_of(held: Rows, layout: Layout) -> Any:
+    """The sharding of every array, or shape, that the rows hold: the cache split by batch and key-value heads.
+
+    Raises:
+        ValueError: the rows or the heads do not divide over the mesh.
+    """
 
     def of(array: Any) -> NamedSharding:
         axes = ("batch", "kv_heads", None, None) if array.ndim == 4 else ("batch", None)
@@ -155,7 +159,7 @@ def programs(
     if layout is None:
         return Programs(jax.jit(read, donate_argnums=1), jax.jit(draw, donate_argnums=1))
     whole = NamedSharding(layout.mesh, PartitionSpec())
-    shardings = (_shardings(jax.tree.unflatten(*rows), layout), whole)
+    shardings = (shardings_of(jax.tree.unflatten(*rows), layout), whole)
     compiled = functools.partial(jax.jit, donate_argnums=1, out_shardings=shardings)
     return Programs(compiled(read), compiled(draw))
 

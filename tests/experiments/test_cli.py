@@ -17,7 +17,17 @@ Dynamoe = Callable[..., tuple[int, str, str]]
     [
         (
             None,
-            ["train", "evaluate", "generate", "inspect", "demo", "bench", "reproduce", "Measure a run's bits per byte"],
+            [
+                "train",
+                "evaluate",
+                "generate",
+                "inspect",
+                "demo",
+                "plan",
+                "bench",
+                "reproduce",
+                "Measure a run's bits per byte",
+            ],
         ),
         ("train", ["continue a run that was stopped", "--steps", "Optimizer steps of the whole run", "--seeds"]),
         (
@@ -34,6 +44,11 @@ Dynamoe = Callable[..., tuple[int, str, str]]
         ("inspect", ["--run-dir", "--checkpoint", "--text", "--max-bytes"]),
         ("demo", ["a mixture of experts of equal cost", "--smoke", "Seconds instead of minutes"]),
         ("reproduce", ["Test a paper's claim", "--measure-again", "--seeds", "At least three", "experiments/results"]),
+        (
+            "plan",
+            ["Compile a recipe's steps for devices that are not here", "--chip", "--topology", "--search", "--phase"],
+        ),
+        ("plan", ["As v5e, v5p, v6e, tpu7x, h100 or h200", "--generation.rows", "--mesh.expert", "--steps"]),
         ("bench", ["kernel's implementations against their peers", "grouped_matmul", "training_step", "--rounds"]),
     ],
 )
