@@ -1,7 +1,7 @@
 """Compile the steps of an experiment for devices that are not here: training, and generation's two.
 
-They are the very functions that `dynamoe train` and `models.generation` run, over abstract arrays with the shardings that
-the layout gives them.
+They are the very functions that `dynamoe train` and `models.generation` run, over abstract arrays with the shardings
+that the layout gives them.
 """
 
 import contextlib
@@ -50,6 +50,8 @@ class Step(NamedTuple):
     name: str
     function: Any
     arguments: tuple[Any, ...]
+    params: nnx.State
+    """The parameters among them."""
     categories: dict[str, int]
     """Bytes of the arguments on one device."""
     tokens: int
@@ -89,6 +91,7 @@ def training_step(experiment: Experiment, placement: PlacedMesh) -> Step:
         "training step",
         trainer.step,
         (trainer.abstract_state, batch),
+        trainer.abstract_state.params,
         training_arguments(trainer.abstract_state, batch),
         tokens=experiment.batch_size * experiment.sequence_length,
         context=experiment.sequence_length,
@@ -127,6 +130,7 @@ def generation_steps_of(experiment: Experiment, sizes: Generation, placement: Pl
             "prefill",
             steps.read,
             (leaves, held, chunk),
+            params,
             generation_arguments(params, held.cache, (rest, chunk)),
             tokens=rows * prompt,
             context=slots,
@@ -136,6 +140,7 @@ def generation_steps_of(experiment: Experiment, sizes: Generation, placement: Pl
             "decoding step",
             steps.draw,
             (leaves, held, active),
+            params,
             generation_arguments(params, held.cache, (rest, active)),
             tokens=rows,
             context=slots,
