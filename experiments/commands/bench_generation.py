@@ -287,7 +287,7 @@ def _transformers_model(shape: Shape, model: DecoderLM, threads: int) -> _Peer:
     # The way to choose how experts run is an argument of this method alone.
     peer = Qwen3MoeForCausalLM._from_config(config, experts_implementation="grouped_mm", dtype=torch.float32).eval()
     values = dict(_named_weights(shape, model))
-    peer.load_state_dict({name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in values.items()})
+    peer.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in values.items()})
     return _Peer(peer)
 
 

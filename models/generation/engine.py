@@ -80,7 +80,7 @@ class Engine:
         rows: int = 8,
         slots: int = 1024,
         sampler: Sampler | None = None,
-        chunk: int = 256,
+        chunk: int = 512,
         chunks_between_steps: int | None = None,
         vocab: int | None = None,
         layout: Layout | None = None,

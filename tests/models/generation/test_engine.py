@@ -211,22 +211,21 @@ def test_a_second_engine_of_the_same_shapes_compiles_nothing(model, together, ca
 
 def on_eight_devices():
     model = randomized(CONFIG)
-    alone = answers(engine(model, rows=8), REQUESTS)
-    for sampler in (Greedy(), Categorical()):
-        expected = alone if isinstance(sampler, Greedy) else answers(engine(model, rows=8, sampler=sampler), REQUESTS)
-        for shape in (MeshShape(data=2, expert=2, tensor=2), MeshShape(fsdp=8)):
-            layout = Layout(shape.build())
-            on_mesh = engine(model, rows=8, sampler=sampler, layout=layout)
-            keys = on_mesh._held.cache.layers[0].keys
-            assert keys.addressable_shards[0].data.size == keys.size // 8
-            assert answers(on_mesh, REQUESTS) == expected
-            assert on_mesh._held.cache.layers[0].keys.sharding.is_equivalent_to(keys.sharding, keys.ndim)
-    try:
+    cases = ((Greedy(), MeshShape(data=2, expert=2, tensor=2)), (Categorical(), MeshShape(fsdp=8)))
+    for sampler, shape in cases:
+        expected = answers(engine(model, rows=8, sampler=sampler), REQUESTS)
+        layout = Layout(shape.build())
+        on_mesh = engine(model, rows=8, sampler=sampler, layout=layout)
+        keys = on_mesh._held.cache.layers[0].keys
+        assert keys.addressable_shards[0].data.size == keys.size // 8
+        assert answers(on_mesh, REQUESTS) == expected
+        assert on_mesh._held.cache.layers[0].keys.sharding.is_equivalent_to(keys.sharding, keys.ndim)
+    with pytest.raises(ValueError, match="the key-value cache has length 3; it must be a multiple of 8"):
         engine(model, rows=3, layout=layout)
-    except ValueError as error:
-        assert "the key-value cache has length 3; it must be a multiple of 8" in str(error)
-    else:
-        raise AssertionError("3 rows were put on 8 devices")
+    crowded = ExpertParallel(exchange=RaggedAllToAll(room=1.0))
+    mixture = dataclasses.replace(EXPERTS, dispatcher=crowded)
+    assert mixture.batch_dependence(Layout(cases[0][1].build())) == "the dispatcher ExpertParallel"
+    assert mixture.batch_dependence(layout) is None  # which leaves the experts whole
 
 
 def test_eight_devices_draw_what_one_draws(run_with_devices: Callable[..., str]):
