@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from .cache import LayerCache
+from .cached_attention import cached_attention
 from .linear import linear
 from .norm import RMSNorm
 from .sequence_blocks import by_blocks
@@ -101,8 +102,6 @@ class AttentionLayer(nnx.Module):
         mask: Bool[Array, "B S N"],
     ) -> Float[Array, "B S D"]:
         """Let the queries of x see the keys where `mask` is True; softmax in float32."""
-        query = self._normed(linear(x, self.query[...]), self.query_norm)
-        query = rotate(query, positions, self.config.rope_theta)
         # Float32 in between, so that the gradients of keys and values are summed over the blocks in it.
         wide = tuple(array.astype(jnp.float32) for array in (keys, values))
 
@@ -110,7 +109,13 @@ class AttentionLayer(nnx.Module):
             narrow = (array.astype(x.dtype) for array in wide)
             return jax.nn.dot_product_attention(query, *narrow, mask=mask[:, None])
 
-        return linear(by_blocks(heads, self.config.query_block, query, mask), self.output[...], inputs=2)
+        attended = by_blocks(heads, self.config.query_block, self.queries(x, positions), mask)
+        return linear(attended, self.output[...], inputs=2)
+
+    def queries(self, x: Float[Array, "B S D"], positions: Int[Array, "B S"]) -> Float[Array, "B S H P"]:
+        """Queries of x, rotated."""
+        query = self._normed(linear(x, self.query[...]), self.query_norm)
+        return rotate(query, positions, self.config.rope_theta)
 
     def _normed(self, heads: Float[Array, "B S N P"], norm: RMSNorm | None) -> Float[Array, "B S N P"]:
         if norm is None:
@@ -129,9 +134,8 @@ class AttentionLayer(nnx.Module):
     ) -> tuple[Float[Array, "B S D"], LayerCache]:
         """Write the tokens of x into the cache (where `mask` is True) and attend to all valid slots up to each."""
         cache = cache.write(*self.keys_values(x, positions), positions, mask)
-        slot = jnp.arange(cache.valid.shape[1])
-        visible = cache.valid[:, None, :] & (slot[None, None, :] <= positions[:, :, None])
-        return self.attend(x, positions, cache.keys.astype(x.dtype), cache.values.astype(x.dtype), visible), cache
+        heads = cached_attention(self.queries(x, positions), cache, positions, mask)
+        return linear(heads, self.output[...], inputs=2), cache
 
 
 def rotate(x: Float[Array, "B S N P"], positions: Int[Array, "B S"], theta: float) -> Float[Array, "B S N P"]:

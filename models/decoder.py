@@ -241,31 +241,51 @@ class DecoderLM(nnx.Module):
         return Hidden(x, tuple(stats), taps)
 
     def decode(
-        self, tokens: Int[Array, "B S"], cache: Cache, mask: Bool[Array, "B S"] | None = None
+        self,
+        tokens: Int[Array, "B S"],
+        cache: Cache,
+        mask: Bool[Array, "B S"] | None = None,
+        *,
+        layout: Layout | None = None,
     ) -> tuple[Float[Array, "B S V"], Cache]:
         """Logits of new tokens after those in the cache, and the cache with them.
 
         Args:
-            tokens: the next S tokens of each row; a prompt, or one token.
+            tokens: the next S tokens of each row; a prompt, a part of one, or one token.
             cache: from `empty_cache` or an earlier call. A row's tokens past its last slot are dropped.
             mask: True at real tokens; padding stands behind them and leaves nothing in the cache.
+            layout: as for a forward pass.
 
         Raises:
             ValueError: the model is stacked.
         """
+        x, cache = self.extend(tokens, cache, mask, layout=layout)
+        return self.head(x), cache
+
+    def extend(
+        self,
+        tokens: Int[Array, "B S"],
+        cache: Cache,
+        mask: Bool[Array, "B S"] | None = None,
+        *,
+        layout: Layout | None = None,
+    ) -> tuple[Float[Array, "B S D"], Cache]:
+        """`decode` without the head: what `head` would make logits of, and the cache. See there."""
         if any(segment.depth > 1 for segment in self.segments):
             raise ValueError(
                 "decode needs the layers unstacked; this model is stacked: use with_layers(model, stacked=False)"
             )
+        constrain: Callable[[jax.Array], jax.Array] = (lambda x: x) if layout is None else layout.constrain
         mask = jnp.ones(tokens.shape, bool) if mask is None else mask
         positions = cache.length[:, None] + jnp.arange(tokens.shape[1])[None]
-        context = RoutingContext(mask=mask.reshape(-1), token_ids=tokens.reshape(-1))
-        x, layers = self.embed(tokens), []
+        context = RoutingContext(mask=mask.reshape(-1), token_ids=tokens.reshape(-1), placement=layout)
+        x, layers = constrain(self.embed(tokens)), []
         for segment, layer_cache in zip(self.segments, cache.layers, strict=True):
             block = cast(Block, segment.unit.layers[0])
             x, layer_cache = block.decode(x, positions, mask, context, layer_cache)
+            x = constrain(x)
             layers.append(layer_cache)
-        return self.head(x), Cache(tuple(layers), cache.length + mask.sum(axis=1, dtype=jnp.int32))
+        return x, Cache(tuple(layers), cache.length + mask.sum(axis=1, dtype=jnp.int32))
 
     def update_router_states(self, stats: tuple[MoEStats | None, ...]) -> None:
         """Store what the routers are to remember of a forward pass, `Output.stats`, outside of the gradient."""

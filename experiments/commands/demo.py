@@ -10,7 +10,7 @@ from typing import NamedTuple
 from rich.console import Console
 
 from ...models.accounting import Part, count_parts
-from ...models.generate import Sampling
+from ...models.generation import Categorical
 from ..data import HeldOut, held_out
 from ..experiment import Experiment
 from ..ngram import NGram
@@ -122,7 +122,7 @@ def ngram_bits_per_byte(experiment: Experiment, text: HeldOut) -> float:
 def sample(trained: Trained, tokens: int = 300) -> str:
     """A prompt and its continuation; what a terminal would take for a command is shown as a middle dot."""
     tokenizer, seed = trained.experiment.tokenizer, trained.experiment.seed
-    drawn = continuation(trained.model, tokenizer, PROMPT, tokens=tokens, sampling=Sampling(), seed=seed)
+    drawn = continuation(trained.model, tokenizer, PROMPT, tokens=tokens, sampler=Categorical(), seed=seed)
     return "".join(c if c.isprintable() or c in "\n\t" else "·" for c in PROMPT + "".join(drawn))
 
 

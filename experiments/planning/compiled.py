@@ -1,7 +1,7 @@
 """Compile the steps of an experiment for devices that are not here: training, and generation's two.
 
-They are the very functions that `dynamoe train` and `models.generate` run, over abstract arrays with the shardings that
-the layout gives them.
+They are the very functions that `dynamoe train` and `models.generation` run, over abstract arrays with the shardings
+that the layout gives them.
 """
 
 import contextlib
@@ -18,7 +18,8 @@ from flax import nnx
 
 from ...kernels.aot import Report, compile_for
 from ...models import Layout
-from ...models.generate import Sampling, generation_steps
+from ...models.generation import Categorical
+from ...models.generation.programs import Chunk, empty_rows, programs, shapes_of, shardings_of
 from ..experiment import Experiment
 from ..training.step import build_trainer
 from .memory import Memory, abstract_batch, capacity, generation_arguments, training_arguments
@@ -49,6 +50,8 @@ class Step(NamedTuple):
     name: str
     function: Any
     arguments: tuple[Any, ...]
+    params: nnx.State
+    """The parameters among them."""
     categories: dict[str, int]
     """Bytes of the arguments on one device."""
     tokens: int
@@ -88,6 +91,7 @@ def training_step(experiment: Experiment, placement: PlacedMesh) -> Step:
         "training step",
         trainer.step,
         (trainer.abstract_state, batch),
+        trainer.abstract_state.params,
         training_arguments(trainer.abstract_state, batch),
         tokens=experiment.batch_size * experiment.sequence_length,
         context=experiment.sequence_length,
@@ -108,35 +112,36 @@ def generation_steps_of(experiment: Experiment, sizes: Generation, placement: Pl
     model = nnx.eval_shape(lambda: experiment.model.build(jax.random.key(0), stacked=False))
     graph, state = nnx.split(model)
     params = _placed(state, layout.shardings(state))
-    prefill, step = generation_steps(graph, Sampling(), experiment.model.vocab)
+    leaves, structure = jax.tree.flatten(params)
+    sampler = Categorical()
+    held = jax.eval_shape(lambda: empty_rows(model, rows=rows, slots=slots, sampler=sampler, layout=None))
+    layout.batch(rows, 1, "generation.rows")
+    held = _placed(held, shardings_of(held, layout))
+    steps = programs(graph, structure, sampler, experiment.model.vocab, layout, shapes_of(held))
 
-    def of_rows(name: str, *shape: int, dtype: Any = jnp.int32, axes: tuple[str | None, ...] = ()) -> Any:
-        axes = ("batch", *(axes or (None,) * (len(shape) - 1)))
-        spec = layout.rules.spec(axes, shape, layout.mesh, name)
-        return _abstract(shape, dtype, jax.sharding.NamedSharding(layout.mesh, spec))
+    def whole(*shape: int, dtype: Any = jnp.int32) -> Any:
+        return _abstract(shape, dtype, jax.sharding.NamedSharding(layout.mesh, jax.sharding.PartitionSpec()))
 
-    def cached(array: jax.ShapeDtypeStruct) -> Any:
-        axes = (None, "kv_heads", None) if array.ndim == 4 else (None,) * (array.ndim - 1)
-        return of_rows("the key-value cache", *array.shape, dtype=array.dtype, axes=axes)
-
-    prompts, mask = of_rows("generation.rows", rows, prompt), of_rows("generation.rows", rows, prompt, dtype=bool)
-    cache = jax.tree.map(cached, jax.eval_shape(lambda: model.empty_cache(batch=rows, slots=slots)))
-    token, key = of_rows("generation.rows", rows), jax.eval_shape(lambda: jax.random.key(0))
+    key = whole(*held.key.shape, dtype=held.key.dtype)
+    chunk = Chunk(whole(rows, prompt), whole(rows), whole(rows), key, None)
+    active, rest = whole(rows, dtype=bool), (held.token, held.drawn, held.key)
     return [
         Step(
             "prefill",
-            prefill,
-            (params, prompts, mask, cache, key),
-            generation_arguments(params, cache, (prompts, mask)),
+            steps.read,
+            (leaves, held, chunk),
+            params,
+            generation_arguments(params, held.cache, (rest, chunk)),
             tokens=rows * prompt,
             context=slots,
             passes=1,
         ),
         Step(
             "decoding step",
-            step,
-            (params, token, cache, key),
-            generation_arguments(params, cache, token),
+            steps.draw,
+            (leaves, held, active),
+            params,
+            generation_arguments(params, held.cache, (rest, active)),
             tokens=rows,
             context=slots,
             passes=1,

@@ -58,8 +58,7 @@ def plan_step(experiment: Experiment, step: Step, placement: PlacedMesh) -> Step
         return _refused(experiment, step, placement, compiled)
     report, training = compiled.report, step.passes == 3
     exchanges = exchanges_of(report.collectives, placement)
-    params = step.arguments[0].params if training else step.arguments[0]
-    weights = weights_in_use(experiment, params, placement)
+    weights = weights_in_use(experiment, step.params, placement)
     model_flops = _model_flops(experiment, step)
     time = estimate(
         placement,

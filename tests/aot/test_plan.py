@@ -89,7 +89,9 @@ def test_what_does_not_fit_is_told_with_the_memory_by_formulas():
 def test_generation_is_planned_with_its_cache():
     placed = place(MeshShape(data=2, expert=2), find_target("v5e"))
     prefill, decoding = generation_steps_of(EXPERIMENT, Generation(rows=8, prompt=32, tokens=32), placed)
-    cache = LAYERS * 2 * 64 * (2 * WIDTH * 2 + 1) + 2 * 4  # two rows of 64 slots: keys, values, whether valid; lengths
+    cache = (
+        LAYERS * 2 * 64 * (2 * WIDTH * 2 + 1) + 8 * 4
+    )  # two rows of 64 slots: keys, values, whether valid; all lengths
     assert prefill.categories["key-value cache"] == decoding.categories["key-value cache"] == cache
     plan = plan_step(EXPERIMENT, decoding, placed)
     assert_memory_is_whole(plan)

@@ -347,7 +347,7 @@ def test_a_slot_is_invalid_in_one_layer_alone():
     ones = np.ones((B, 8), bool)
     _, cache = decode(graph, state, TOKENS[:, :8], model.empty_cache(batch=B, slots=S), ones)
     skipped = cache.layers[1]._replace(valid=cache.layers[1].valid.at[0, 2].set(False))
-    poisoned = skipped._replace(keys=skipped.keys.at[0, 2].set(3.0), values=skipped.values.at[0, 2].set(3.0))
+    poisoned = skipped._replace(keys=skipped.keys.at[0, :, 2].set(3.0), values=skipped.values.at[0, :, 2].set(3.0))
 
     def step(layer):
         layers = (cache.layers[0], layer, cache.layers[2])
