@@ -3,20 +3,18 @@
 import itertools
 import math
 import statistics
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
-import jax
 from rich.console import Console
 
 from ...compress import CoverageReport, RoundToNearest, Rule
 from ...kernels.quantized import FORMATS
 from ...models import DecoderLM, with_layers
-from ...models.generate import Sampling, generate
+from ...models.generation import Engine, Request
 from ...models.quantization import packable, parameter_names, quantize_model
 from ..data import HeldOut
 from ..places import Place, is_remote
@@ -117,18 +115,17 @@ class Compress:
 
 def tokens_per_second(models: Mapping[str, DecoderLM], *, tokens: int, batch: int = 1) -> dict[str, float]:
     """Greedy tokens of one row and second, the models in turns, medians of `ROUNDS`; without prompt and first token."""
+    engines = {name: Engine(model, rows=batch, slots=tokens) for name, model in models.items()}
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for turn in range(ROUNDS + 1):
-        for name, model in models.items():
-            drawn = generate(
-                model, [[1]] * batch, tokens=tokens, sampling=Sampling(temperature=0.0), key=jax.random.key(0)
-            )
-            next(drawn)
-            start = time.perf_counter()
-            for _ in drawn:
+        for name, engine in engines.items():
+            for _ in range(batch):
+                engine.submit(Request(prompt=(1,), max_tokens=tokens))
+            before = engine.usage.drawn_seconds
+            for _ in engine.run():
                 pass
             if turn:  # in the first the functions are compiled
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(engine.usage.drawn_seconds - before)
     return {name: (tokens - 1) / statistics.median(times) for name, times in seconds.items()}
 
 

@@ -15,7 +15,7 @@ from flax import nnx
 from dynamoe.compress import RoundToNearest, Rule
 from dynamoe.kernels.quantized import INT4, INT8, dequantize
 from dynamoe.models import Attention, Decoder, Dense, FirstLayers, Layout, MeshShape, with_layers
-from dynamoe.models.generate import Sampling, generate
+from dynamoe.models.generation import Engine, Request
 from dynamoe.models.quantization import packable, parameter_names, quantize_model
 from dynamoe.models.quantized_files import DESCRIPTION, WEIGHTS, load_quantized, save_quantized
 from dynamoe.moe import DenseDispatcher, Latent, LossFree, MoE, QuantizedWeight, SwiGLU, TopK
@@ -121,9 +121,11 @@ def test_a_saved_model_is_the_same_and_generates_the_same(models, tmp_path):
         assert nnx.graphdef(loaded) == nnx.graphdef(packed)
         jax.tree.map(np.testing.assert_array_equal, nnx.state(loaded), nnx.state(packed))
         assert not list(tmp_path.glob(".*"))
-    options = {"tokens": 4, "sampling": Sampling(temperature=0.0), "key": jax.random.key(0)}
-    drawn = [np.stack(list(generate(model, [[1, 2, 3]], **options))) for model in (loaded, packed)]
-    np.testing.assert_array_equal(*drawn)
+    engines = [Engine(model, rows=1, slots=8) for model in (loaded, packed)]
+    for engine in engines:
+        engine.submit(Request(prompt=(1, 2, 3), max_tokens=4))
+    drawn = [[drawn.token for drawn in engine.run()] for engine in engines]
+    assert drawn[0] == drawn[1] and len(drawn[0]) == 4
     with pytest.raises(ValueError, match="it is there already"):
         save_quantized(packed, path)
 
