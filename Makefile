@@ -12,7 +12,7 @@ PYTHON_312 = $(firstword $(foreach p,python3.12 $(wildcard $(HOME)/.pyenv/versio
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo demo-smoke test test-aot test-parity test-smoke-312 check format clean
+.PHONY: help demo demo-smoke test test-aot test-parity test-smoke-312 nightly check format clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -35,6 +35,12 @@ test-parity: $(PARITY_VENV)/.installed ## Hold published model families to trans
 test-smoke-312: ## Run the tests marked smoke on Python 3.12 and the newest JAX, where that Python exists
 	@if [ -z "$(PYTHON_312)" ]; then echo "skipped: no working Python 3.12 on this machine"; else \
 	  $(MAKE) --no-print-directory test VENV=.venv-3.12 PYTHON="$(PYTHON_312)" TESTS="-m smoke"; fi
+
+nightly: $(AOT_VENV)/.installed ## The full demo, every compile for absent chips, every recipe at its full size; an hour or more
+	$(MAKE) --no-print-directory demo
+	$(MAKE) --no-print-directory test-aot
+	$(AOT_VENV)/bin/python -m dynamoe.experiments.planning.published
+	$(AOT_VENV)/bin/python -m dynamoe.experiments.planning.scaling
 
 check: $(VENV)/.installed-dev ## Lint, format, types, and the direction of imports
 	$(BIN)/ruff check .

@@ -1,1 +1,8 @@
-"""Compression: pure functions on `{path: array}` with statistics in and a coverage report out."""
+"""Smaller weights: pure functions on `{path: array}`, rules of what is done where, a coverage report of all."""
+
+from .coverage import Coverage, CoverageReport
+from .round_to_nearest import RoundToNearest
+from .rules import Rule, compress
+from .technique import Technique
+
+__all__ = ["Coverage", "CoverageReport", "RoundToNearest", "Rule", "Technique", "compress"]

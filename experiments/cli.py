@@ -10,21 +10,27 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-TRACEBACK = "DYNAMOE_TRACEBACK"
+from .errors import FORESEEN, TRACEBACK, status_of, tell
+
+OF_RECIPES = ("train", "plan")
+"""Commands that take a recipe, whose values are their options."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and leave the process: 0 done, 1 an error that is told in one line, 2 wrong usage, 130 Ctrl-C."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] == ["plan"]:
+        # Before JAX is imported: beside a compiler for a chip it would look for the chip itself, and take it.
+        os.environ["JAX_PLATFORMS"] = "cpu"
     try:
         status = _run(arguments)
-    except KeyboardInterrupt:
-        status = 130
-    except (ValueError, OSError, ArithmeticError, ImportError, RuntimeError) as error:
+    except KeyboardInterrupt as error:
+        status = status_of(error)
+    except FORESEEN as error:
         if os.environ.get(TRACEBACK):
             raise
-        print(f"dynamoe: error: {error}\n({TRACEBACK}=1 shows where)", file=sys.stderr)
-        status = 1
+        tell(error)
+        status = status_of(error)
     sys.exit(status)
 
 
@@ -43,7 +49,7 @@ def parse(arguments: list[str]) -> Any:
         config=(tyro.conf.AvoidSubcommands,),
     )
     if getattr(command, "recipe", None) != recipe:
-        raise ValueError(f"recipe is {command.recipe}; it must stand right after `train`, before the options")
+        raise ValueError(f"recipe is {command.recipe}; it must stand right after `{arguments[0]}`, before the options")
     return command
 
 
@@ -53,7 +59,8 @@ def _run(arguments: list[str]) -> int:
         for name in ("absl", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         sys.unraisablehook = _show_unraisable
-    _keep_compiled_functions()
+    if arguments[0] != "plan":  # what is compiled for a chip that is not here can be stored, but not loaded again
+        _keep_compiled_functions()
     return command.run(Console(soft_wrap=True))  # a line stays one line in a file
 
 
@@ -65,17 +72,20 @@ def _show_unraisable(unraisable: Any) -> None:
 
 def _recipe(arguments: list[str]) -> Path | None:
     """The recipe file that the arguments name; it has to be known before they are parsed."""
-    named = arguments[:1] == ["train"] and arguments[1:] and not arguments[1].startswith("-")
+    named = arguments[1:] and arguments[0] in OF_RECIPES and not arguments[1].startswith("-")
     return Path(arguments[1]) if named else None
 
 
 def _commands(recipe: Path | None, arguments: list[str]) -> Any:
-    """The commands as types for tyro; the defaults of `train` are what the recipe builds, and the technique named."""
+    """The commands as types for tyro; the defaults of `train` and `plan` are what the recipe builds, and the technique
+    named."""
     from .commands.bench import Bench
+    from .commands.compress import Compress
     from .commands.demo import Demo
     from .commands.evaluate import Evaluate
     from .commands.generate import Generate
     from .commands.inspect import Inspect
+    from .commands.plan import Plan
     from .commands.reproduce import Reproduce
     from .commands.train import Train
     from .commands.upcycling_option import chosen_technique
@@ -87,12 +97,15 @@ def _commands(recipe: Path | None, arguments: list[str]) -> Any:
     if not isinstance(experiment, Experiment):
         raise ValueError(f"recipe {recipe}: recipe() returned {experiment!r}; it must return an Experiment")
     default = Train(experiment=experiment, technique=chosen_technique(arguments))
+    plan = Plan(experiment=experiment, base=experiment)
     return (
         Annotated[Train, tyro.conf.subcommand("train", default=default)]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Generate, tyro.conf.subcommand("generate")]
+        | Annotated[Compress, tyro.conf.subcommand("compress")]
         | Annotated[Inspect, tyro.conf.subcommand("inspect")]
         | Annotated[Demo, tyro.conf.subcommand("demo")]
+        | Annotated[Plan, tyro.conf.subcommand("plan", default=plan)]
         | Annotated[Bench, tyro.conf.subcommand("bench")]
         | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
     )

@@ -11,10 +11,10 @@ import html
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from .files import write_atomically
+from .places import Place
 
 
 @runtime_checkable
@@ -104,7 +104,7 @@ class Table:
 class Picture:
     """A PNG file, embedded."""
 
-    file: Path
+    file: Place
     caption: str = ""
 
     def html(self) -> str:
@@ -124,7 +124,7 @@ class Section:
     pieces: Sequence[Piece]
 
 
-def write_report(file: Path, *, title: str, lead: str, sections: Sequence[Section]) -> Path:
+def write_report(file: Place, *, title: str, lead: str, sections: Sequence[Section]) -> Place:
     """Write a page, whole or not at all.
 
     Args:

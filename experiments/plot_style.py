@@ -8,10 +8,12 @@ second.
 import contextlib
 import io
 from collections.abc import Iterator, Sized
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from .files import write_picture
+from .places import Place
 
 WIDTH = 7.2
 """Inches."""
@@ -52,7 +54,7 @@ STYLE: Any = {
 
 
 @contextlib.contextmanager
-def drawing(file: Path, height: float) -> Iterator[Any]:
+def drawing(file: Place, height: float) -> Iterator[Any]:
     """A figure to draw on; written when the block ends, whole or not at all. Height in inches."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -64,9 +66,7 @@ def drawing(file: Path, height: float) -> Iterator[Any]:
         yield figure
         picture = io.BytesIO()
         figure.savefig(picture, format="png")
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_bytes(picture.getvalue())
-    temporary.replace(file)
+    write_picture(file, picture.getvalue())
 
 
 def entitle(figure: Any, title: str, reading: str) -> None:

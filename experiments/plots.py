@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .metrics import read_metrics
+from .places import Place
 from .plot_style import (
     COLOURS,
     DASHED,
@@ -32,7 +32,7 @@ MOST_NUMBERS = 16
 """Experts side by side whose load fits into the cells as a number."""
 
 
-def plot_losses(runs: Mapping[str, Path], file: Path, *, baseline: tuple[str, float] | None = None) -> Path:
+def plot_losses(runs: Mapping[str, Place], file: Place, *, baseline: tuple[str, float] | None = None) -> Place:
     """Draw the training loss (thin, bits per token) and the held-out loss (dots, bits per byte) of runs over steps.
 
     Args:
@@ -76,7 +76,7 @@ def plot_losses(runs: Mapping[str, Path], file: Path, *, baseline: tuple[str, fl
     return file
 
 
-def plot_expert_load(statistics: Sequence[RouterStatistics], file: Path) -> Path:
+def plot_expert_load(statistics: Sequence[RouterStatistics], file: Place) -> Place:
     """Draw a heat map, layer by expert, of each expert's load over the even share: 1 is even, 0 idle.
 
     Args:
@@ -115,7 +115,7 @@ def plot_expert_load(statistics: Sequence[RouterStatistics], file: Path) -> Path
     return file
 
 
-def plot_router_history(run: Path, file: Path) -> Path:
+def plot_router_history(run: Place, file: Place) -> Place:
     """Draw what the routers did over a run's steps: entropy, MaxVio and dropped share by layer, the load of experts.
 
     Args:

@@ -4,7 +4,6 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ..models.accounting import count_parts
@@ -12,6 +11,7 @@ from .experiment import FREE_FIELDS, Experiment
 from .files import read_json
 from .metrics import METRICS, read_metrics
 from .page import Figures, Picture, Piece, Section, Table, Text, write_report
+from .places import Place, absolute
 from .plots import plot_expert_load, plot_losses, plot_router_history
 from .router_tables import (
     Measured,
@@ -39,14 +39,14 @@ HOW_TO_COMPARE = "dynamoe inspect --compare 'other/*.txt' shows how the experts'
 
 
 def report_run(
-    run: Path,
+    run: Place,
     *,
     experiment: Experiment | None = None,
     baseline: tuple[str, float] | None = None,
     measured: Measured | None = None,
     compared: Sequence[Measured] = (),
     sections: Sequence[Section] = (),
-) -> Path:
+) -> Place:
     """Write a run's pictures (`PICTURES`, as far as it has them) and `report.html`. Older pictures are taken away.
 
     Works for a run that was interrupted, and for one without routers.
@@ -77,7 +77,7 @@ def report_run(
     specialized = [] if measured is None else _specialization(run, experiment, measured, compared)
     return write_report(
         run / REPORT,
-        title=run.absolute().name,
+        title=absolute(run).name,
         lead=_lead(experiment, lines),
         sections=[
             Section("Result", result),
@@ -91,7 +91,7 @@ def report_run(
     )
 
 
-def environment_table(run: Path) -> Table:
+def environment_table(run: Place) -> Table:
     """Where a run's last start happened: time, devices, versions, text. Without rows where nothing is known."""
     file = run / ENVIRONMENT
     starts = read_json(file) if file.is_file() else []
@@ -122,7 +122,7 @@ def _lead(experiment: Experiment, lines: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _result(
-    run: Path, experiment: Experiment, lines: Sequence[Mapping[str, Any]], baseline: tuple[str, float] | None
+    run: Place, experiment: Experiment, lines: Sequence[Mapping[str, Any]], baseline: tuple[str, float] | None
 ) -> list[Piece]:
     training = [line for line in lines if line["split"] == "train"]
     if not training:
@@ -139,11 +139,11 @@ def _result(
         (f"{total.parameters:,}", "parameters"),
         (f"{total.active_parameters:,.0f}", "of them active per token"),
     ]
-    picture = plot_losses({run.absolute().name: run}, run / LOSS_PLOT, baseline=baseline)
+    picture = plot_losses({absolute(run).name: run}, run / LOSS_PLOT, baseline=baseline)
     return [Figures(entries), Picture(picture, "Loss of training batches and of the held-out text.")]
 
 
-def _routers(run: Path, logged: bool, measured: Measured | None) -> list[Piece]:
+def _routers(run: Place, logged: bool, measured: Measured | None) -> list[Piece]:
     """Nothing, where routers were neither logged nor measured."""
     if not logged and measured is None:
         return []
@@ -161,7 +161,7 @@ def _routers(run: Path, logged: bool, measured: Measured | None) -> list[Piece]:
 
 
 def _specialization(
-    run: Path, experiment: Experiment, measured: Measured, compared: Sequence[Measured]
+    run: Place, experiment: Experiment, measured: Measured, compared: Sequence[Measured]
 ) -> list[Section]:
     """What the experts specialise in, as far as it was counted."""
     statistics = measured[1]
@@ -186,7 +186,7 @@ def _specialization(
     return sections
 
 
-def _pairs(run: Path, statistics: Sequence[RouterStatistics]) -> list[Piece]:
+def _pairs(run: Place, statistics: Sequence[RouterStatistics]) -> list[Piece]:
     single = [str(layer.layer) for layer in statistics if layer.counts and not pairs_up(layer.counts)]
     pieces: list[Piece] = []
     if len(single) < len(statistics):

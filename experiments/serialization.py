@@ -68,9 +68,9 @@ def changes(old: Any, new: Any, field: str = "") -> list[tuple[str, Any, Any]]:
     return [change for name, before, after in children for change in changes(before, after, name)]
 
 
-def differences(old: Any, new: Any) -> list[str]:
+def differences(old: Any, new: Any, there: str = "in the run directory", here: str = "now") -> list[str]:
     """Says where a stored JSON configuration and today's differ: `model.layers: 4 in the run directory, 6 now`."""
-    return [f"{field}: {_brief(a)} in the run directory, {_brief(b)} now" for field, a, b in changes(old, new)]
+    return [f"{field}: {_brief(a)} {there}, {_brief(b)} {here}" for field, a, b in changes(old, new)]
 
 
 def load_recipe(path: Path, folder: Path | None = None, *, function: str | None = RECIPE) -> types.ModuleType:

@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .places import Place
 from .plot_style import DASHED, INK, QUIET, colours, drawing, entitle, shaded_bar
 from .router_tables import Measured, first_middle_last, lettered
 from .training.routers import RouterStatistics
@@ -27,7 +27,7 @@ MOST_NUMBERS = 10
 """Experts side by side in a panel whose cells have room for a number."""
 
 
-def plot_coactivation(statistics: Sequence[RouterStatistics], file: Path) -> Path:
+def plot_coactivation(statistics: Sequence[RouterStatistics], file: Place) -> Place:
     """Draw, layer by layer, the share of each expert's tokens (row) that also went to another (column).
 
     Args:
@@ -62,7 +62,7 @@ def plot_coactivation(statistics: Sequence[RouterStatistics], file: Path) -> Pat
     return file
 
 
-def plot_token_specialization(statistics: Sequence[RouterStatistics], file: Path) -> Path:
+def plot_token_specialization(statistics: Sequence[RouterStatistics], file: Place) -> Place:
     """Draw how far the token id alone decides the expert, over the layers, beside what chance would give.
 
     Args:
@@ -102,7 +102,7 @@ def plot_token_specialization(statistics: Sequence[RouterStatistics], file: Path
     return file
 
 
-def plot_comparison(texts: Sequence[Measured], file: Path) -> Path:
+def plot_comparison(texts: Sequence[Measured], file: Place) -> Place:
     """Draw the load of every expert on several texts, and how far each layer's load on them is apart.
 
     Args:

@@ -6,11 +6,13 @@ Nothing here is a measurement: no time on the chip is estimated. What may be bel
 therefore counted here instead: `flops.py` and `collectives.py`.
 """
 
+import importlib.metadata
 import importlib.util
 import math
 import os
 import re
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -27,8 +29,12 @@ from .flops import count_flops
 _ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",  # there is no metadata server to ask
     "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # else libtpu warns that it finds none; what counts is the topology
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # else a second process dies on a lock file
 }
+_TPU_COMPILER = "libtpu", "libtpu", "libtpu"
+_GPU_COMPILER = "jax_cuda13_plugin", "jax-cuda13-plugin", "JAX' plugin for CUDA"
+"""The module, the package and how one calls it."""
 
 
 class Kernel(NamedTuple):
@@ -58,6 +64,10 @@ class Report:
     kernels: tuple[Kernel, ...]
     collectives: tuple[Collective, ...]
     compile_seconds: float
+    ragged_flops: float | None = None
+    """Of `flops`, those of ragged products, which skip rows that belong to no group: a bound."""
+    own_flops: float | None = None
+    """The compiler's own count of all operations on one device, a loop's body once."""
 
     @property
     def memory_bytes(self) -> int:
@@ -79,10 +89,10 @@ class Report:
         chip = CHIPS[self.chip.partition(":")[0]]
         rows = [
             ("chip", f"{self.chip}, {self.devices} device{'s' * (self.devices > 1)}"),
-            ("arguments", _bytes(self.argument_bytes)),
-            ("outputs", _bytes(self.output_bytes)),
-            ("temporaries", _bytes(self.temporary_bytes)),
-            ("memory", f"{_bytes(self.memory_bytes)} of {_bytes(chip.hbm_bytes)} per device"),
+            ("arguments", readable_bytes(self.argument_bytes)),
+            ("outputs", readable_bytes(self.output_bytes)),
+            ("temporaries", readable_bytes(self.temporary_bytes)),
+            ("memory", f"{readable_bytes(self.memory_bytes)} of {readable_bytes(chip.hbm_bytes)} per device"),
             ("matrix products", "not known" if self.flops is None else f"{self.flops:.4g} FLOP over all devices"),
         ]
         for kernel in self.kernels:
@@ -90,12 +100,13 @@ class Report:
             grid += "" if kernel.grid is None else f" = {math.prod(kernel.grid)} steps"
             flops = "FLOP not known" if kernel.flops is None else f"at most {kernel.flops:.4g} FLOP"
             if chip.vmem_bytes is not None:
-                vmem = "VMEM not known" if kernel.vmem_bytes is None else f"{_bytes(kernel.vmem_bytes)} of VMEM"
-                flops += f", {vmem} of {_bytes(chip.vmem_bytes)}"
+                vmem = "VMEM not known" if kernel.vmem_bytes is None else f"{readable_bytes(kernel.vmem_bytes)} of VMEM"
+                flops += f", {vmem} of {readable_bytes(chip.vmem_bytes)}"
             rows.append((kernel.name, f"grid {grid}, {flops}"))
         for kind, size, axes, times in self.collectives:
             over = "axes not known" if axes is None else "over " + (", ".join(axes) or "one device")
-            rows.append((kind, f"{_bytes(size)} {over}, {'times not known' if times is None else f'{times} times'}"))
+            count = "times not known" if times is None else f"{times} times"
+            rows.append((kind, f"{readable_bytes(size)} {over}, {count}"))
         return [*rows, ("compiled in", f"{self.compile_seconds:.1f} s")]
 
 
@@ -110,7 +121,7 @@ def mesh_for(chip: str, axes: Mapping[str, int]) -> Mesh:
         ValueError: the chip is not known, or its topology has fewer devices.
         ModuleNotFoundError: the compiler for it is not installed.
     """
-    devices = _devices(chip)
+    devices = absent_devices(chip)
     wanted = math.prod(axes.values())
     if wanted > len(devices):
         raise ValueError(
@@ -122,7 +133,14 @@ def mesh_for(chip: str, axes: Mapping[str, int]) -> Mesh:
     )
 
 
-def compile_for(chip: str, function: Callable[..., Any], *shapes: Any, mesh: Mesh | None = None) -> Report:
+def compile_for(
+    chip: str,
+    function: Callable[..., Any],
+    *shapes: Any,
+    mesh: Mesh | None = None,
+    options: Mapping[str, str] | None = None,
+    read: Callable[[str], None] | None = None,
+) -> Report:
     """Compile a function for a chip that is not here.
 
     Args:
@@ -130,6 +148,8 @@ def compile_for(chip: str, function: Callable[..., Any], *shapes: Any, mesh: Mes
         function: plain, or what `jax.jit` returns, with its donations and shardings.
         *shapes: its arguments: pytrees of `jax.ShapeDtypeStruct` or arrays. One without a sharding is replicated.
         mesh: of `mesh_for`; None: one device.
+        options: of the compiler, by name.
+        read: gets the compiled program's text, for what the report does not say.
 
     Raises:
         ValueError: the chip is not known.
@@ -143,10 +163,14 @@ def compile_for(chip: str, function: Callable[..., Any], *shapes: Any, mesh: Mes
         jitted = function if hasattr(function, "trace") else jax.jit(function)
         traced = jitted.trace(*placed)
         start = time.perf_counter()
-        compiled = traced.lower().compile()
+        with warnings.catch_warnings():  # JAX' cache stores programs for absent devices, and cannot load them again
+            warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
+            compiled = traced.lower().compile(compiler_options=dict(options) if options else None)
         seconds = time.perf_counter() - start
     counted, text, memory = count_flops(traced.jaxpr), compiled.as_text() or "", compiled.memory_analysis()
     assert memory is not None  # both compilers say
+    if read is not None:
+        read(text)
     vmem = _vmem_by_name(text)
     return Report(
         chip=chip,
@@ -159,25 +183,68 @@ def compile_for(chip: str, function: Callable[..., Any], *shapes: Any, mesh: Mes
         kernels=tuple(Kernel(call.name, call.grid, call.flops, vmem.get(call.name)) for call in counted.kernels),
         collectives=tuple(read_collectives(text, mesh.shape)),
         compile_seconds=seconds,
+        ragged_flops=counted.ragged,
+        own_flops=(compiled.cost_analysis() or {}).get("flops"),
     )
 
 
-def _devices(chip: str) -> list[Any]:
+def absent_devices(chip: str) -> list[Any]:
+    """The devices of a chip's topology, in their own order. Compilers and meshes take them; nothing can run on them.
+
+    Args:
+        chip: a key of `CHIPS`, or with a topology, as "v5p:4x4x4".
+
+    Raises:
+        ValueError: the chip is not known.
+        ModuleNotFoundError: its compiler is not installed.
+        ImportError: its compiler is not the one that JAX names.
+        RuntimeError: JAX has found other devices already, and the compiler cannot be loaded beside them.
+    """
     kind, _, topology = chip.partition(":")
     if kind not in CHIPS:
         raise ValueError(
             f"chip is {chip!r}; allowed are {', '.join(CHIPS)}, each also with a topology, as {_example('v5p')}"
         )
     gpu, topology = CHIPS[kind].gpu, topology or CHIPS[kind].topology
-    needed, named = ("libtpu", "libtpu") if gpu is None else ("jax_cuda13_plugin", "JAX' plugin for CUDA")
-    if importlib.util.find_spec(needed) is None:
-        raise ModuleNotFoundError(f"compiling for {chip} needs {named}: pip install 'dynamoe[aot]'")
+    _check_compiler(chip, *(_TPU_COMPILER if gpu is None else _GPU_COMPILER))
     if gpu is not None:
-        found = topologies.get_topology_desc(platform="cuda", topology_name=kind, target_config=gpu, topology=topology)
+        try:
+            found = topologies.get_topology_desc(
+                platform="cuda", topology_name=kind, target_config=gpu, topology=topology
+            )
+        except NotImplementedError as error:
+            raise RuntimeError(
+                f"the compiler for {chip} is not loaded ({error}): set JAX_PLATFORMS=cpu before JAX starts"
+            ) from error
         return list(found.devices)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)  # read when libtpu loads
     return list(topologies.get_topology_desc(platform="tpu", topology_name=f"{kind}:{topology}").devices)
+
+
+def _check_compiler(chip: str, module: str, package: str, called: str) -> None:
+    """Refuse a compiler that is missing, or that JAX does not name: another one fails in the middle of a program."""
+    if importlib.util.find_spec(module) is None:
+        raise ModuleNotFoundError(f"compiling for {chip} needs {called}: pip install 'dynamoe[aot]'")
+    try:
+        wanted, found = _required(package), importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return  # it was built by hand: who did that knows its version
+    # "0.0.42.*" admits what begins so, "0.10.2" that alone.
+    if wanted is not None and not re.fullmatch(re.escape(wanted).replace(r"\*", ".*"), found):
+        raise ImportError(
+            f"compiling for {chip} needs {package} {wanted}, which JAX {jax.__version__} names; {found} is installed: "
+            f"pip install 'dynamoe[aot]' '{package}=={wanted}'"
+        )
+
+
+def _required(package: str) -> str | None:
+    """The version of a package that JAX names exactly, as "0.0.42.*"."""
+    for line in importlib.metadata.requires("jax") or ():
+        exactly = rf"{re.escape(package)}(?:\[[\w-]+\])?(?:==([\w.*]+)|<=([\w.]+),>=\2\b)"
+        if match := re.match(exactly, line.replace("_", "-")):
+            return match[1] or match[2]
+    return None
 
 
 def _example(kind: str) -> str:
@@ -205,8 +272,9 @@ def _vmem_by_name(text: str) -> dict[str, int]:
     return found
 
 
-def _bytes(count: int) -> str:
+def readable_bytes(count: int | float) -> str:
+    """As "3.50 GiB"."""
     for unit, size in (("GiB", 2**30), ("MiB", MEBI), ("KiB", 2**10)):
         if count >= size:
             return f"{count / size:.2f} {unit}"
-    return f"{count} B"
+    return f"{count:.0f} B"

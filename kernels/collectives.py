@@ -3,6 +3,10 @@
 The text names groups of devices in three ways: lists `{{0,1},{2,3}}`, an iota `[2,2]<=[4]` or `[2,2]<=[2,2]T(1,0)`, and
 axes of a mesh of the compiler's own, `mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'a'}`. A loop's count stands in its
 `known_trip_count` (GPU), or is the constant that its condition compares with (TPU).
+
+A TPU's text shows two kinds in another guise. One collective that runs beside other work stands in several fusions, its
+start, each piece of that work and its end, all with one `chain_id`: it is one. And a reduce-scatter stands as an
+all-reduce and a slice of its result in a computation called `all-reduce-scatter`.
 """
 
 import itertools
@@ -30,12 +34,15 @@ _CALLED = re.compile(r"(?:calls|to_apply|true_computation|false_computation)=%?(
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _SHAPE = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
 _BITS = re.compile(r"\d+")
+_CHAIN = re.compile(r'chain_id="(\d+)"')
+_SCATTERED = "all-reduce-scatter"
 
 
 class Collective(NamedTuple):
     kind: str
     bytes: int
-    """Of its result on one device, once."""
+    """Of its result on one device, once; of a ragged all-to-all what goes in where that is less: one of the two is a
+    buffer with room for more."""
     axes: tuple[str, ...] | None
     """Mesh axes that it runs over; None: they could not be told."""
     times: int | None
@@ -52,14 +59,23 @@ def read_collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
     bodies = _computations(text)
     counts = _counts(bodies)
     found: Counter[tuple[str, int, tuple[str, ...] | None]] = Counter()
-    unknown = set()
+    unknown, chains = set(), set()
     for name, lines in bodies.items():
         for line in lines:
             match = _COLLECTIVE.search(line)
             if match is None or name not in counts:
                 continue
+            if chain := _CHAIN.search(line):
+                if chain[1] in chains:
+                    continue
+                chains.add(chain[1])
             shape, kind, start = match.groups()
-            key = kind, _bytes(shape, kind, bool(start)), _axes(line, mesh)
+            size = _bytes(shape, kind, bool(start))
+            if kind == "ragged-all-to-all":
+                size = min(size, _operand_bytes(line, lines) or size)
+            if name.startswith(_SCATTERED) and kind == "all-reduce":
+                kind, size = "reduce-scatter", size // _group_size(line)
+            key = kind, size, _axes(line, mesh)
             if counts[name] is None:
                 unknown.add(key)
             found[key] += counts[name] or 0
@@ -109,12 +125,25 @@ def _turns(loop: str, condition: list[str]) -> int | None:
 
 
 def _bytes(shape: str, kind: str, start: bool) -> int:
-    if start and shape.startswith("(") and kind in ("all-gather", "collective-permute"):
+    if start and shape.startswith("(") and kind != "all-reduce":
         shape = _elements(shape)[1]  # beside what goes in
+    return _size(shape)
+
+
+def _size(shape: str) -> int:
     return sum(
         math.prod(int(size) for size in sizes.split(",") if size) * _bits(dtype) // 8
         for dtype, sizes in _SHAPE.findall(re.sub(r"\{[^}]*\}", "", shape))
     )
+
+
+def _operand_bytes(line: str, lines: list[str]) -> int | None:
+    """Of an instruction's first operand, by its definition among the lines of the same computation."""
+    operand = re.search(r"-all-to-all(?:-start)?\((?:[^%()]*)%?([\w.\-]+)", line)
+    if operand is None:
+        return None
+    defined = re.compile(rf"^\s*(?:ROOT )?%?{re.escape(operand[1])} = (\(.*?\)|\S+) ")
+    return next((_size(match[1]) for match in map(defined.match, lines) if match), None)
 
 
 def _elements(tuple_shape: str) -> list[str]:
@@ -147,6 +176,11 @@ def _axes(line: str, mesh: Mapping[str, int]) -> tuple[str, ...] | None:
             if groups == _groups_along(devices, [list(mesh).index(axis) for axis in axes]):
                 return axes
     return None
+
+
+def _group_size(line: str) -> int:
+    """How many devices take part together."""
+    return max(map(len, _groups(line) or ({0},)))
 
 
 def _groups(line: str) -> set[frozenset[int]] | None:

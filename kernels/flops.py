@@ -28,6 +28,8 @@ class Counted(NamedTuple):
     flops: float | None
     """Over all devices; None where a loop's length is known at run time alone and its body multiplies matrices."""
     kernels: tuple[KernelCall, ...]
+    ragged: float | None = 0.0
+    """Of those, the ones of ragged products, as if all rows belonged to a group."""
 
 
 def count_flops(jaxpr: ClosedJaxpr) -> Counted:
@@ -37,15 +39,17 @@ def count_flops(jaxpr: ClosedJaxpr) -> Counted:
     count is a bound for any data.
     """
     kernels: list[KernelCall] = []
-    return Counted(_flops(jaxpr.jaxpr, kernels), tuple(kernels))
+    return Counted(_flops(jaxpr.jaxpr, kernels), tuple(kernels), _flops(jaxpr.jaxpr, [], ragged_alone=True))
 
 
-def _flops(jaxpr: Jaxpr, kernels: list[KernelCall]) -> float | None:
-    return _sum(_flops_of(equation, kernels) for equation in jaxpr.eqns)
+def _flops(jaxpr: Jaxpr, kernels: list[KernelCall], ragged_alone: bool = False) -> float | None:
+    return _sum(_flops_of(equation, kernels, ragged_alone) for equation in jaxpr.eqns)
 
 
-def _flops_of(equation: JaxprEqn, kernels: list[KernelCall]) -> float | None:
+def _flops_of(equation: JaxprEqn, kernels: list[KernelCall], ragged_alone: bool) -> float | None:
     name, parameters = equation.primitive.name, equation.params
+    if ragged_alone and name in ("dot_general", "conv_general_dilated", "pallas_call"):
+        return 0.0
     if name == "dot_general":
         (contracted, _), _ = parameters["dimension_numbers"]
         left = _shape(equation.invars[0])
@@ -59,9 +63,9 @@ def _flops_of(equation: JaxprEqn, kernels: list[KernelCall]) -> float | None:
     if name == "pallas_call":
         return _kernel(equation, kernels)
     if name == "cond":
-        branches = [_flops(branch.jaxpr, kernels) for branch in parameters["branches"]]
+        branches = [_flops(branch.jaxpr, kernels, ragged_alone) for branch in parameters["branches"]]
         return None if None in branches else max(found for found in branches if found is not None)
-    inner = _sum(_flops(body, kernels) for body in _bodies(parameters.values()))
+    inner = _sum(_flops(body, kernels, ragged_alone) for body in _bodies(parameters.values()))
     if name == "scan":
         return _times(inner, parameters["length"])
     if name == "while":

@@ -2,9 +2,10 @@
 
 from .attention import Attention
 from .cache import Cache, LayerCache
-from .decoder import Decoder, DecoderLM, Output, with_layers
+from .decoder import Decoder, DecoderLM, Hidden, Output, with_layers
 from .ffn import AtLayers, Dense, EveryNth, FirstLayers
 from .latent_attention import LatentAttention
+from .likelihood import negative_log_likelihood
 from .rotary import DynamicNTK, LinearScaling, Llama3Scaling, Yarn
 from .self_attention import AttentionAtLayers, AttentionPattern, SelfAttention
 from .sharding import Layout, MeshRules, MeshShape
@@ -21,6 +22,7 @@ __all__ = [
     "DynamicNTK",
     "EveryNth",
     "FirstLayers",
+    "Hidden",
     "LatentAttention",
     "LayerCache",
     "Layout",
@@ -31,5 +33,6 @@ __all__ = [
     "Output",
     "SelfAttention",
     "Yarn",
+    "negative_log_likelihood",
     "with_layers",
 ]

@@ -12,11 +12,13 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from .cache import LayerCache
+from .cached_attention import cached_attention
 from .dot_product import dot_product_attention
 from .linear import added, linear
 from .norm import RMSNorm
 from .rotary import RotaryScaling, rotate
 from .self_attention import CacheShape, SelfAttention
+from .sequence_blocks import by_blocks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,8 @@ class Attention(SelfAttention):
     """Each head has a learned score of attention to nothing (gpt-oss)."""
     scale: float | None = None
     """Factor on the scores; None: 1 / sqrt(P)."""
+    query_block: int | None = None
+    """Queries whose scores [H, S] exist at once, computed again in the backward pass; none: those of all."""
 
     def __post_init__(self):
         if self.heads < 1:
@@ -71,6 +75,8 @@ class Attention(SelfAttention):
             raise ValueError("Attention.qk_norm and projection_norm are both True; at most one may be")
         if self.window is not None and self.window < 1:
             raise ValueError(f"Attention.window is {self.window}; it must be at least 1, or None")
+        if self.query_block is not None and self.query_block < 1:
+            raise ValueError(f"Attention.query_block is {self.query_block}; it must be at least 1, or None")
 
     def shape(self, width: int) -> tuple[int, int, int]:
         """(H, G, P) in a model of `width`. Raises ValueError where the width does not divide into even heads."""
@@ -96,6 +102,8 @@ class Attention(SelfAttention):
 class AttentionLayer(nnx.Module):
     """Projections query [D, H, P], key and value [D, G, P], output [H, P, D], used in the dtype of the activations, and
     what the options add: biases, norms, sinks [H]."""
+
+    linear_kernels = {"query": 1, "key": 1, "value": 1, "output": 2}  # see models.quantization
 
     def __init__(self, config: Attention, *, width: int, epsilon: float, key: jax.Array):
         heads, kv_heads, head_width = config.shape(width)
@@ -136,11 +144,30 @@ class AttentionLayer(nnx.Module):
         mask: Bool[Array, "B S N"],
     ) -> Float[Array, "B S D"]:
         """Let the queries of x see the keys where `mask` is True; softmax in float32."""
+        # Float32 in between, so that the gradients of keys and values are summed over the blocks in it.
+        wide = tuple(array.astype(jnp.float32) for array in (keys, values))
+
+        def heads(query: jax.Array, mask: jax.Array) -> jax.Array:
+            narrow = (array.astype(x.dtype) for array in wide)
+            return dot_product_attention(query, *narrow, mask, scale=self._scale, sinks=self._sinks)
+
+        attended = by_blocks(heads, self.config.query_block, self.queries(x, positions), mask)
+        return self._outward(attended)
+
+    def queries(self, x: Float[Array, "B S D"], positions: Int[Array, "B S"]) -> Float[Array, "B S H P"]:
+        """Queries of x, rotated."""
         query = self._project(x, self.query, self.query_bias, self.query_norm)
-        query = rotate(query, positions, self.config.rope_theta, self.config.scaling)
-        scale = query.shape[-1] ** -0.5 if self.config.scale is None else self.config.scale
-        sinks = None if self.sinks is None else self.sinks[...]
-        heads = dot_product_attention(query, keys, values, mask, scale=scale, sinks=sinks)
+        return rotate(query, positions, self.config.rope_theta, self.config.scaling)
+
+    @property
+    def _scale(self) -> float:
+        return self.query.shape[-1] ** -0.5 if self.config.scale is None else self.config.scale
+
+    @property
+    def _sinks(self) -> Float[Array, " H"] | None:
+        return None if self.sinks is None else self.sinks[...]
+
+    def _outward(self, heads: Float[Array, "B S H P"]) -> Float[Array, "B S D"]:
         return added(linear(heads, self.output[...], inputs=2), self.output_bias)
 
     def _project(
@@ -166,8 +193,16 @@ class AttentionLayer(nnx.Module):
         """Write the tokens of x into the cache (where `mask` is True) and attend to all valid slots up to each."""
         turns = jnp.where(mask, positions, 0)  # padding stands behind, and must not lengthen the text
         cache = cache.write(*self.keys_values(x, turns), positions, mask)
-        visible = self._near(cache.visible(positions), positions, jnp.arange(cache.valid.shape[1])[None])
-        return self.attend(x, turns, cache.keys.astype(x.dtype), cache.values.astype(x.dtype), visible), cache
+        heads = cached_attention(
+            self.queries(x, turns),
+            cache,
+            positions,
+            mask,
+            scale=self._scale,
+            window=self.config.window,
+            sinks=self._sinks,
+        )
+        return self._outward(heads), cache
 
     def _near(
         self, mask: Bool[Array, "B S N"], positions: Int[Array, "B S"], others: Int[Array, "#B N"]

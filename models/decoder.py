@@ -22,8 +22,8 @@ from ..moe import FeedForward, LayerPattern, MoEStats, Routing, RoutingContext, 
 from .attention import Attention, causal_mask
 from .cache import Cache, LayerCache, empty_layer
 from .ffn import Dense
-from .layers import Segment, build_segments, stack, unstack
-from .linear import linear
+from .layers import Segment, build_segments, split_repeats, stack, unstack
+from .linear import linear, look_up
 from .norm import RMSNorm
 from .self_attention import AttentionPattern, SelfAttention
 from .sharding import Layout
@@ -59,6 +59,8 @@ class Decoder:
     """Dtype of activations and of weights in use. Parameters, norms, softmax and routing stay in float32."""
     remat: bool = False
     """Recompute each layer's activations in the backward pass instead of keeping them."""
+    loss_block: int | None = None
+    """Positions of a sequence whose logits a loss holds at once, computed again in the backward pass; none: all."""
     unroll: int = 1
     """Repeats of the layers' scan that are compiled as one: more are faster, above all on CPU, and compile longer."""
 
@@ -66,6 +68,8 @@ class Decoder:
         for name in ("vocab", "width", "layers", "unroll"):
             if getattr(self, name) < 1:
                 raise ValueError(f"Decoder.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.loss_block is not None and self.loss_block < 1:
+            raise ValueError(f"Decoder.loss_block is {self.loss_block}; it must be at least 1, or None")
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"Decoder.dtype is {self.dtype!r}; allowed are 'float32' and 'bfloat16'")
         if not self.norm_epsilon >= 0:
@@ -105,6 +109,17 @@ class Decoder:
     def build(self, key: jax.Array, *, stacked: bool = True) -> "DecoderLM":
         """Build the model with fresh parameters, stacked for training or unstacked for decoding and editing."""
         return DecoderLM(self, key=key, stacked=stacked)
+
+
+class Hidden(NamedTuple):
+    """A forward pass up to the head."""
+
+    x: Float[Array, "B S D"]
+    """What leaves the last layer, not yet normalised."""
+    stats: tuple[MoEStats | None, ...]
+    """As in `Output`."""
+    taps: dict[str, Any]
+    """As in `Output`."""
 
 
 class Output(NamedTuple):
@@ -164,6 +179,8 @@ class Block(nnx.Module):
 class DecoderLM(nnx.Module):
     """The built model. Its parameters carry logical axes, see `models.sharding`."""
 
+    linear_kernels = {"head_kernel": 1}  # see models.quantization
+
     def __init__(self, config: Decoder, *, key: jax.Array, stacked: bool):
         embedding, layers, head = jax.random.split(key, 3)
         shape = (config.vocab, config.width)
@@ -183,8 +200,7 @@ class DecoderLM(nnx.Module):
 
     def embed(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S D"]:
         """Token embeddings in the compute dtype. A token outside the vocabulary becomes NaN, so that it shows."""
-        rows = self.embedding[...].at[tokens].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
-        rows = rows.astype(self.config.dtype)
+        rows = look_up(self.embedding[...], tokens).astype(self.config.dtype)
         return rows if self.config.embedding_scale == 1 else self.config.embedding_scale * rows
 
     def head(self, x: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
@@ -216,6 +232,21 @@ class DecoderLM(nnx.Module):
             layout: keeps activations split by batch on a mesh, where dispatchers then run device by device. None: leave
                 that to XLA.
         """
+        x, stats, taps = self.hidden(tokens, segments, positions, key=key, training=training, tap=tap, layout=layout)
+        return Output(self.head(x), stats, taps)
+
+    def hidden(
+        self,
+        tokens: Int[Array, "B S"],
+        segments: Int[Array, "B S"] | None = None,
+        positions: Int[Array, "B S"] | None = None,
+        *,
+        key: jax.Array | None = None,
+        training: bool = False,
+        tap: Tap | None = None,
+        layout: Layout | None = None,
+    ) -> Hidden:
+        """All but the head, of the same arguments; for losses that never hold all logits, see likelihood.py."""
         segments = jnp.ones_like(tokens) if segments is None else segments
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape) if positions is None else positions
         constrain: Callable[[jax.Array], jax.Array] = (lambda x: x) if layout is None else layout.constrain
@@ -238,34 +269,54 @@ class DecoderLM(nnx.Module):
                 stats.append(layer_stats)
         if tap is not None:
             taps["head"] = tap("head", x, None)
-        return Output(self.head(x), tuple(stats), taps)
+        return Hidden(x, tuple(stats), taps)
 
     def decode(
-        self, tokens: Int[Array, "B S"], cache: Cache, mask: Bool[Array, "B S"] | None = None
+        self,
+        tokens: Int[Array, "B S"],
+        cache: Cache,
+        mask: Bool[Array, "B S"] | None = None,
+        *,
+        layout: Layout | None = None,
     ) -> tuple[Float[Array, "B S V"], Cache]:
         """Logits of new tokens after those in the cache, and the cache with them.
 
         Args:
-            tokens: the next S tokens of each row; a prompt, or one token.
+            tokens: the next S tokens of each row; a prompt, a part of one, or one token.
             cache: from `empty_cache` or an earlier call. A row's tokens past its last slot are dropped.
             mask: True at real tokens; padding stands behind them and leaves nothing in the cache.
+            layout: as for a forward pass.
 
         Raises:
             ValueError: the model is stacked.
         """
+        x, cache = self.extend(tokens, cache, mask, layout=layout)
+        return self.head(x), cache
+
+    def extend(
+        self,
+        tokens: Int[Array, "B S"],
+        cache: Cache,
+        mask: Bool[Array, "B S"] | None = None,
+        *,
+        layout: Layout | None = None,
+    ) -> tuple[Float[Array, "B S D"], Cache]:
+        """`decode` without the head: what `head` would make logits of, and the cache. See there."""
         if any(segment.depth > 1 for segment in self.segments):
             raise ValueError(
                 "decode needs the layers unstacked; this model is stacked: use with_layers(model, stacked=False)"
             )
+        constrain: Callable[[jax.Array], jax.Array] = (lambda x: x) if layout is None else layout.constrain
         mask = jnp.ones(tokens.shape, bool) if mask is None else mask
         positions = cache.length[:, None] + jnp.arange(tokens.shape[1])[None]
-        context = RoutingContext(mask=mask.reshape(-1), token_ids=tokens.reshape(-1))
-        x, layers = self.embed(tokens), []
+        context = RoutingContext(mask=mask.reshape(-1), token_ids=tokens.reshape(-1), placement=layout)
+        x, layers = constrain(self.embed(tokens)), []
         for segment, layer_cache in zip(self.segments, cache.layers, strict=True):
             block = cast(Block, segment.unit.layers[0])
             x, layer_cache = block.decode(x, positions, mask, context, layer_cache)
+            x = constrain(x)
             layers.append(layer_cache)
-        return self.head(x), Cache(tuple(layers), cache.length + mask.sum(axis=1, dtype=jnp.int32))
+        return x, Cache(tuple(layers), cache.length + mask.sum(axis=1, dtype=jnp.int32))
 
     def update_router_states(self, stats: tuple[MoEStats | None, ...]) -> None:
         """Store what the routers are to remember of a forward pass, `Output.stats`, outside of the gradient."""
@@ -314,7 +365,7 @@ def run_segment(
             outputs.append(output)
         return x, outputs
 
-    graph, state = nnx.split(segment.unit)
+    graph, state = nnx.split(segment.unit) if segment.repeats == 1 else split_repeats(segment)
     unit = jax.checkpoint(unit) if config.remat else unit
     if segment.repeats == 1:
         return unit(x, state, first)

@@ -37,6 +37,8 @@ class Dense(FeedForward):
 class DenseLayer(nnx.Module):
     """Weights gate and up [D, F] and down [F, D], perhaps biases, used in the dtype of the activations."""
 
+    linear_kernels = {"gate": 1, "up": 1, "down": 1}  # see models.quantization
+
     def __init__(self, config: Dense, *, width: int, key: jax.Array):
         gate, up, down = jax.random.split(key, 3)
         initial = jax.nn.initializers.lecun_normal()

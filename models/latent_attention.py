@@ -142,10 +142,11 @@ class LatentAttentionLayer(nnx.Module):
         """
         turns = jnp.where(mask, positions, 0)
         cache = cache.write(*self.keys_values(x, turns), positions, mask)
-        shared, latent = cache.keys.astype(x.dtype), cache.values.astype(x.dtype)
+        held = cache.block(0, cache.valid.shape[1])
+        shared, latent = (array.swapaxes(1, 2).astype(x.dtype) for array in (held.keys, held.values))
         plain, rotary = self._queries(x, turns)
         inner = jnp.einsum("bshp,chp->bshc", plain, self.key_plain[...].astype(x.dtype))
         query, keys = jnp.concatenate([inner, rotary], axis=-1), jnp.concatenate([latent, shared], axis=-1)
-        mixed = dot_product_attention(query, keys, latent, cache.visible(positions), scale=self._scale)
+        mixed = dot_product_attention(query, keys, latent, held.visible(positions), scale=self._scale)
         heads = jnp.einsum("bshc,chw->bshw", mixed, self.value[...].astype(x.dtype))
         return linear(heads, self.output[...], inputs=2), cache

@@ -110,11 +110,17 @@ def _stack_run(run: Run, layers: list[nnx.Module]) -> Segment:
     return Segment(nnx.merge(graph, _with_axes(state, _prepend_layers)), repeats=run.repeats)
 
 
+def split_repeats(segment: Segment) -> tuple[nnx.GraphDef, nnx.State]:
+    """A segment's unit as a graph and arrays that have a leading axis, one entry a repeat; the axes that variables name
+    are those of one repeat."""
+    graph, state = nnx.split(segment.unit)
+    return graph, _with_axes(state, lambda axes: axes[1:])
+
+
 def _layers(segment: Segment) -> list[nnx.Module]:
     if segment.repeats == 1:
         return list(segment.unit.layers)
-    graph, state = nnx.split(segment.unit)
-    state = _with_axes(state, lambda axes: axes[1:])
+    graph, state = split_repeats(segment)
     units = [nnx.merge(graph, jax.tree.map(lambda a, i=i: a[i], state)) for i in range(segment.repeats)]
     return [layer for unit in units for layer in unit.layers]
 

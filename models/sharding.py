@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
@@ -39,7 +40,15 @@ class MeshShape:
             )
 
     def build(self, devices: Sequence[Any] | None = None) -> Mesh:
-        """A mesh of Auto axes over `devices` (None: all). Raises ValueError where their number does not fit."""
+        """A mesh of Auto axes over `devices` (None: all).
+
+        On one slice of a TPU each axis takes whole sides of it, where the slice allows that, so that its devices are
+        neighbours, as `dynamoe plan` lays it out. Several slices, GPUs and CPUs are taken in JAX's order, the last axis
+        first.
+
+        Raises:
+            ValueError: the number of devices does not fit.
+        """
         devices = jax.devices() if devices is None else devices
         sizes = [getattr(self, field.name) for field in fields(self)]
         fixed = math.prod(size for size in sizes if size != -1)
@@ -50,7 +59,17 @@ class MeshShape:
             )
         sizes = [len(devices) // fixed if size == -1 else size for size in sizes]
         names = tuple(field.name for field in fields(self))
-        return Mesh(np.array(devices).reshape(sizes), names, axis_types=(AxisType.Auto,) * len(names))
+        return Mesh(_arranged(sizes, devices), names, axis_types=(AxisType.Auto,) * len(names))
+
+
+def _arranged(sizes: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
+    one_slice = len({getattr(device, "slice_index", 0) for device in devices}) == 1
+    if devices[0].platform == "tpu" and one_slice and len(devices) > 1:
+        try:
+            return mesh_utils.create_device_mesh(sizes, devices)
+        except (NotImplementedError, ValueError):
+            pass  # an axis would have to take a part of a side
+    return np.array(devices).reshape(sizes)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from ..moe import MoE
 from ..moe.upcycling import DenseWeights, ExpertWeights, Upcycling
 from .decoder import Decoder, DecoderLM, with_layers
 
-FREE_FIELDS = ("ffn", "allow_look_ahead", "dtype", "remat", "unroll")
+FREE_FIELDS = ("ffn", "allow_look_ahead", "dtype", "remat", "loss_block", "unroll")
 """Fields of a decoder in which the dense model may differ: the function does not depend on the rest of them."""
 Flat = dict[tuple[Any, ...], nnx.Variable]
 

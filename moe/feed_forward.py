@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 from jaxtyping import Array, Float
 
+from .placement import Placement
 from .routing import NO_CONTEXT, Routing, RoutingContext
 from .telemetry import MoEStats
 
@@ -70,6 +71,11 @@ class FeedForward(abc.ABC):
     def looks_ahead(self) -> bool:
         """Whether a token's output depends on later tokens."""
         return False
+
+    def batch_dependence(self, placement: Placement | None) -> str | None:
+        """What makes a token's output outside of training depend on the other tokens of the call, by name; None:
+        nothing does. Generation refuses it."""
+        return None
 
     @abc.abstractmethod
     def build(self, *, width: int, key: jax.Array) -> FeedForwardModule:

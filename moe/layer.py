@@ -20,6 +20,7 @@ from .experts import Experts, SwiGLU
 from .feed_forward import FeedForward, Tap, no_tap
 from .latent import Latent
 from .losses import BalanceLoss, RouterLoss, check_coefficient
+from .placement import Placement
 from .residual import Residual
 from .routers import TopK
 from .routing import NO_CONTEXT, Router, RouterState, RoutingContext
@@ -76,6 +77,13 @@ class MoE(FeedForward):
     @property
     def looks_ahead(self) -> bool:
         return self.router.looks_ahead or self.dispatcher.looks_ahead
+
+    def batch_dependence(self, placement: Placement | None) -> str | None:
+        if self.router.depends_on_batch:
+            return f"the router {type(self.router).__name__}"
+        if self.dispatcher.depends_on_batch(placement):
+            return f"the dispatcher {type(self.dispatcher).__name__}"
+        return None
 
     def build(self, *, width: int, key: jax.Array) -> "MoELayer":
         return MoELayer(self, width=width, key=key)

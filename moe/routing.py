@@ -98,6 +98,12 @@ class Router(abc.ABC):
         return False
 
     @property
+    def depends_on_batch(self) -> bool:
+        """Whether outside of training a token's experts or weights depend on the other tokens of the call, or on its
+        place among them. Generation refuses that: a request would depend on its neighbours."""
+        return False
+
+    @property
     def has_chance(self) -> bool:
         """Whether its routings hold `chance`, which the load loss needs."""
         return False

@@ -1,6 +1,7 @@
 """What holds for every test: strict numerics, checked shapes and types, the CPU, a deterministic Hypothesis."""
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -40,6 +41,12 @@ spec.loader.exec_module(module)
 getattr(module, name)(*arguments)
 """
 
+_JOIN_FIRST = """
+import os, jax
+address, count, index = (os.environ["JAX_" + name] for name in ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID"))
+jax.distributed.initialize(address, int(count), int(index))
+"""
+
 
 @pytest.fixture
 def key() -> jax.Array:
@@ -76,5 +83,68 @@ def run_with_devices() -> Callable[..., str]:
         if child.returncode:
             pytest.fail(f"{function.__name__} failed on {count} devices:\n{child.stdout}{child.stderr}", pytrace=False)
         return child.stdout
+
+    return run
+
+
+@pytest.fixture
+def start_processes() -> Iterator[Callable[..., list[subprocess.Popen[str]]]]:
+    """`start_processes(2, 4, [sys.executable, ...])`: a job of 2 processes that see 4 fake CPU devices each.
+
+    All get the same command and an environment that tells each its place in the job. Options: `environment`, more
+    variables for all, or a list of them, one for each. What still runs when the test ends is killed.
+    """
+    started: list[subprocess.Popen[str]] = []
+
+    def start(
+        count: int,
+        devices: int,
+        command: list[str],
+        *,
+        environment: dict[str, str] | list[dict[str, str]] | None = None,
+    ) -> list[subprocess.Popen[str]]:
+        with socket.socket() as probe:
+            probe.bind(("localhost", 0))
+            address = f"localhost:{probe.getsockname()[1]}"
+        flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+        more = environment if isinstance(environment, list) else [environment or {}] * count
+        children = []
+        for index in range(count):
+            place = {"COORDINATOR_ADDRESS": address, "NUM_PROCESSES": str(count), "PROCESS_ID": str(index)}
+            of_job = {f"JAX_{name}": value for name, value in place.items()} | {"XLA_FLAGS": flags}
+            child = subprocess.Popen(
+                command,
+                env={**os.environ, "JAX_PLATFORMS": "cpu", **of_job, **more[index]},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            children.append(child)
+            started.append(child)
+        return children
+
+    yield start
+    for child in started:
+        child.kill()
+        child.communicate()
+
+
+@pytest.fixture
+def run_with_processes(start_processes: Callable[..., list[subprocess.Popen[str]]]) -> Callable[..., list[str]]:
+    """`run_with_processes(2, 4, function, *arguments)`: as `run_with_devices`, in a job of 2 processes of 4 devices.
+
+    Returns what each printed.
+    """
+
+    def run(
+        count: int, devices: int, function: Callable[..., None], *arguments: str, timeout: float = 300
+    ) -> list[str]:
+        call = [function.__code__.co_filename, function.__name__, *arguments]
+        children = start_processes(count, devices, [sys.executable, "-c", _JOIN_FIRST + _CALL_IN_CHILD, *call])
+        outputs = [child.communicate(timeout=timeout) for child in children]
+        for index, (child, (output, errors)) in enumerate(zip(children, outputs, strict=True)):
+            if child.returncode:
+                pytest.fail(f"{function.__name__} failed in process {index}:\n{output}{errors}", pytrace=False)
+        return [output for output, _ in outputs]
 
     return run

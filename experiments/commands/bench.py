@@ -11,18 +11,21 @@ from ...kernels.grouped_matmul import bench as grouped_matmul
 from ...kernels.grouped_matmul.cases import Kind
 from ...kernels.token_permute import bench as token_permute
 from .bench_compile import compile_kernel
+from .bench_generation import bench_generation
 from .bench_kernel import bench_kernel
 from .bench_layer import bench_layer
+from .bench_packed import bench_packed
 from .bench_step import bench_step
 
-Benchmark = Literal["grouped_matmul", "token_permute", "moe_layer", "training_step"]
+Benchmark = Literal["grouped_matmul", "token_permute", "moe_layer", "packed_decoding", "training_step", "generation"]
 Model = Literal["Mixtral-8x7B", "OLMoE", "Qwen3-30B-A3B", "DeepSeek-V3"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
     """Check results, then time them: a kernel's implementations against their peers, a whole layer against its products
-    and another library's, or the demo's training steps.
+    and another library's, decoding with packed weights, the demo's training steps, or generation against another
+    library's.
 
     Times are ratios from one process, interleaved. A wrong result ends with status 1, before anything is timed.
     """
@@ -51,7 +54,7 @@ class Bench:
         if given and self.benchmark != "grouped_matmul":
             name, value = next(iter(given.items()))
             raise ValueError(f"{name} is {value}; it is for grouped_matmul, and benchmark is {self.benchmark}")
-        if self.benchmark in ("moe_layer", "training_step"):
+        if self.benchmark in ("moe_layer", "packed_decoding", "training_step", "generation"):
             if self.quick:
                 raise ValueError(f"quick is True; {self.benchmark} has one shape: give --rounds")
             if self.output is not None:
@@ -68,6 +71,10 @@ class Bench:
     def run(self, console: Console) -> int:
         if self.benchmark == "training_step":
             return bench_step(self.rounds, console)
+        if self.benchmark == "packed_decoding":
+            return bench_packed(self.rounds, console)
+        if self.benchmark == "generation":
+            return bench_generation(self.rounds, console)
         if self.benchmark == "moe_layer":
             return bench_layer(self.rounds, console)
         if self.chip is not None:

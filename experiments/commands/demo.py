@@ -10,11 +10,12 @@ from typing import NamedTuple
 from rich.console import Console
 
 from ...models.accounting import Part, count_parts
-from ...models.generate import Sampling
+from ...models.generation import Categorical
 from ..data import HeldOut, held_out
 from ..experiment import Experiment
 from ..ngram import NGram
 from ..page import Picture, Sample, Section, Table, Text, write_report
+from ..places import Place
 from ..plots import plot_expert_load, plot_losses, plot_router_history
 from ..recipes import standard_library, standard_library_dense
 from ..report import environment_table
@@ -25,6 +26,7 @@ from ..training.restore import Trained
 from ..training.routers import RouterStatistics, measure_routers
 from ..training.step_time import step_seconds
 from .generate import continuation
+from .place_option import PlaceOption
 
 ORDER = 3
 PROMPT = "def "
@@ -40,7 +42,7 @@ class Demo:
     beside an order-3 n-gram, a sample, plots of losses and experts, and report.html. A demo that was stopped continues.
     """
 
-    run_dir: Path | None = None
+    run_dir: PlaceOption | None = None
     """The demo's directory, with a run of each model in it. None: runs/demo, and for another seed runs/demo-seed1."""
     seed: int = 0
     """The same seed gives the same numbers, but for those of time."""
@@ -120,7 +122,7 @@ def ngram_bits_per_byte(experiment: Experiment, text: HeldOut) -> float:
 def sample(trained: Trained, tokens: int = 300) -> str:
     """A prompt and its continuation; what a terminal would take for a command is shown as a middle dot."""
     tokenizer, seed = trained.experiment.tokenizer, trained.experiment.seed
-    drawn = continuation(trained.model, tokenizer, PROMPT, tokens=tokens, sampling=Sampling(), seed=seed)
+    drawn = continuation(trained.model, tokenizer, PROMPT, tokens=tokens, sampler=Categorical(), seed=seed)
     return "".join(c if c.isprintable() or c in "\n\t" else "·" for c in PROMPT + "".join(drawn))
 
 
@@ -147,7 +149,7 @@ def outcome_table(outcome: Outcome) -> Table:
     return Table(("", *models, NGRAM), rows, caption)
 
 
-def write_outcome(path: Path, experiments: Mapping[str, Experiment], outcome: Outcome) -> Path:
+def write_outcome(path: Place, experiments: Mapping[str, Experiment], outcome: Outcome) -> Place:
     """The demo's pictures and report.html, in its directory."""
     dense, mixture = (outcome.bits_per_byte[name] for name in (DENSE, MIXTURE))
     runs = {name: path / folder for name, folder in FOLDERS.items()}

@@ -1,12 +1,12 @@
 """`dynamoe evaluate`."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Console
 
 from ..training.evaluation import bits_per_byte
 from ..training.restore import load_trained
+from .place_option import PlaceOption
 from .trained_run import chosen_text, find_run
 
 
@@ -18,7 +18,7 @@ class Evaluate:
     if there is none).
     """
 
-    run_dir: Path | None = None
+    run_dir: PlaceOption | None = None
     """The run's directory. None: the newest in runs/."""
     checkpoint: int | None = None
     """The checkpoint's step. None: the best."""

@@ -1,77 +1,214 @@
 """`dynamoe generate`."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-import jax
+import tyro
 from rich.console import Console
 
 from ...models import DecoderLM
-from ...models.generate import Sampling, generate
+from ...models.generation import (
+    Categorical,
+    Engine,
+    Filter,
+    Greedy,
+    MinPTokens,
+    Piece,
+    RepetitionPenalty,
+    Request,
+    Sampler,
+    Temperature,
+    TextRequest,
+    TopKTokens,
+    TopPTokens,
+    Usage,
+    generate_text,
+)
 from ..data import Tokenizer
 from ..training.restore import load_trained
+from .place_option import PlaceOption
 from .trained_run import find_run
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generate:
-    """Continue a prompt with a run's model, on one device.
+    """Continue prompts with a run's model, on one device, and show the text as it is drawn.
 
     Without arguments: the newest run in runs/ continues "def " (the default recipe is trained first if there is none).
+    Ctrl-C ends it with what was drawn. The speed is told on standard error.
     """
 
     prompt: str = "def "
     """The text to continue."""
-    run_dir: Path | None = None
+    prompts_file: Path | None = None
+    """A file with a prompt in every line, instead; answers are shown in its order."""
+    run_dir: PlaceOption | None = None
     """The run's directory. None: the newest in runs/."""
     checkpoint: int | None = None
     """The checkpoint's step. None: the best."""
-    tokens: int = 400
-    """How many tokens to draw at most; a document's end stops earlier."""
-    sampling: Sampling = Sampling()
-    """How they are drawn."""
+    tokens: Annotated[int, tyro.conf.arg(aliases=("--max-tokens",))] = 400
+    """How many tokens to draw at most for each prompt; a document's end stops earlier."""
+    temperature: Annotated[float, tyro.conf.arg(aliases=("--sampling.temperature",))] = 0.8
+    """Divides the logits; 0 takes the most likely token."""
+    top_k: Annotated[int | None, tyro.conf.arg(aliases=("--sampling.top-k",))] = None
+    """Draw among the k most likely tokens only. None: among all."""
+    top_p: float | None = None
+    """Draw among the fewest most likely tokens that reach this probability together. None: among all."""
+    min_p: float | None = None
+    """Draw among the tokens that are at least this many times as probable as the most probable one. None: among all."""
+    repetition_penalty: float | None = None
+    """Above 1: make tokens less likely that the text holds already. None: leave them."""
+    stop: tuple[str, ...] = ()
+    """Strings that end an answer; they are not shown."""
     seed: int = 0
-    """The same seed draws the same text."""
+    """The same seed draws the same text; the n-th prompt of a file has the seed + n - 1."""
+    batch: int = 8
+    """Prompts that are continued at a time."""
+    context: int | None = None
+    """Tokens of prompt and answer that the cache can hold. None: as many as are asked for."""
+
+    def __post_init__(self):
+        for name in ("tokens", "batch", "context"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        if "" in self.stop:
+            raise ValueError("stop holds an empty string; each must have a character at least")
+        sampler_of(self)
 
     def run(self, console: Console) -> int:
+        prompts = [self.prompt] if self.prompts_file is None else prompts_in(self.prompts_file)
         trained = load_trained(find_run(self.run_dir, console), self.checkpoint)
         tokenizer = trained.experiment.tokenizer
-        sys.stdout.write(self.prompt)
-        for text in continuation(
-            trained.model, tokenizer, self.prompt, tokens=self.tokens, sampling=self.sampling, seed=self.seed
-        ):
-            sys.stdout.write(text)
-            sys.stdout.flush()
-        sys.stdout.write("\n")
-        return 0
+        requests = [
+            text_request(tokenizer, prompt, tokens=self.tokens, seed=self.seed + place, stop=self.stop)
+            for place, prompt in enumerate(prompts)
+        ]
+        engine = engine_for(
+            trained.model, tokenizer, requests, sampler=sampler_of(self), rows=self.batch, slots=self.context
+        )
+        status = 0
+        try:
+            for text in in_order(prompts, generate_text(engine, requests, tokenizer.decode)):
+                sys.stdout.write(text)
+                sys.stdout.flush()
+        except KeyboardInterrupt:
+            sys.stdout.write("\n")
+            status = 130
+        print(told(engine.usage), file=sys.stderr)
+        return status
+
+
+def sampler_of(options: Generate) -> Sampler:
+    """The sampler that the options describe; the filters stand in transformers' order.
+
+    Raises:
+        ValueError: a value is out of bounds, by the option's name.
+    """
+    if not options.temperature >= 0:
+        raise ValueError(f"temperature is {options.temperature}; it must be finite and at least 0")
+    filters: list[Filter] = []
+    if options.repetition_penalty is not None:
+        filters.append(RepetitionPenalty(penalty=options.repetition_penalty))
+    if options.temperature == 0:
+        return Greedy(filters=tuple(filters))
+    filters.append(Temperature(value=options.temperature))
+    if options.top_k is not None:
+        filters.append(TopKTokens(k=options.top_k))
+    if options.top_p is not None:
+        filters.append(TopPTokens(p=options.top_p))
+    if options.min_p is not None:
+        filters.append(MinPTokens(p=options.min_p))
+    return Categorical(filters=tuple(filters))
+
+
+def prompts_in(file: Path) -> list[str]:
+    """The lines of a file.
+
+    Raises:
+        ValueError: it is not UTF-8, or has no line.
+        OSError: it cannot be read.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"prompts_file {file} is not UTF-8: {error}") from None
+    if not lines:
+        raise ValueError(f"prompts_file {file} is empty; it must have a prompt in every line")
+    return lines
+
+
+def text_request(
+    tokenizer: Tokenizer, prompt: str, *, tokens: int, seed: int, stop: tuple[str, ...] = ()
+) -> TextRequest:
+    """Continue a prompt at the beginning of a document, up to the document's end.
+
+    Raises:
+        ValueError: the prompt has no token.
+    """
+    ids = tokenizer.encode(prompt).tolist()
+    ids = ids if tokenizer.bos is None else [tokenizer.bos, *ids]
+    if not ids:
+        raise ValueError(f"prompt is {prompt!r}; the tokenizer makes no token of it, and has none to begin with")
+    ends = () if tokenizer.eos is None else (tokenizer.eos,)
+    return TextRequest(request=Request(prompt=tuple(ids), max_tokens=tokens, seed=seed, stop_tokens=ends), stop=stop)
+
+
+def engine_for(
+    model: DecoderLM,
+    tokenizer: Tokenizer,
+    requests: Sequence[TextRequest],
+    *,
+    sampler: Sampler,
+    rows: int,
+    slots: int | None = None,
+) -> Engine:
+    """An engine with no more rows and, with `slots` None, no more slots than the requests need."""
+    needed = max(len(each.request.prompt) + each.request.max_tokens - 1 for each in requests)
+    return Engine(
+        model,
+        rows=min(rows, len(requests)),
+        slots=needed if slots is None else slots,
+        sampler=sampler,
+        vocab=tokenizer.vocab_size,
+    )
 
 
 def continuation(
-    model: DecoderLM, tokenizer: Tokenizer, prompt: str, *, tokens: int, sampling: Sampling, seed: int
+    model: DecoderLM, tokenizer: Tokenizer, prompt: str, *, tokens: int, sampler: Sampler, seed: int
 ) -> Iterator[str]:
-    """What follows a prompt at the beginning of a document, piece by piece, up to the document's end."""
-    ids = tokenizer.encode(prompt).tolist()
-    ids = ids if tokenizer.bos is None else [tokenizer.bos, *ids]
-    # Decoded together with the prompt: a tokenizer may treat the first token of a text in its own way.
-    shown = tokenizer.decode(ids)
-    drawn = generate(
-        model,
-        [list(ids)],
-        tokens=tokens,
-        sampling=sampling,
-        key=jax.random.key(seed),
-        stop=tokenizer.eos,
-        vocab=tokenizer.vocab_size,
-    )
-    for token in drawn:
-        if int(token[0]) == tokenizer.eos:
-            break
-        ids.append(int(token[0]))
-        text = tokenizer.decode(ids)
-        # A character whose bytes have not all come yet decodes to U+FFFD: wait for the rest.
-        if not text.endswith("\ufffd"):
-            yield text[len(shown) :]
-            shown = text
-    yield tokenizer.decode(ids)[len(shown) :]
+    """What follows a prompt, piece by piece, up to the document's end."""
+    requests = [text_request(tokenizer, prompt, tokens=tokens, seed=seed)]
+    engine = engine_for(model, tokenizer, requests, sampler=sampler, rows=1)
+    return (piece.text for piece in generate_text(engine, requests, tokenizer.decode))
+
+
+def in_order(prompts: Sequence[str], pieces: Iterator[Piece]) -> Iterator[str]:
+    """Prompts and answers one after the other, a line after each answer; those that come early wait for their turn."""
+    waiting, ended, turn = [""] * len(prompts), [False] * len(prompts), 0
+    yield prompts[0]
+    for piece in pieces:
+        waiting[piece.request] += piece.text
+        ended[piece.request] = piece.finish is not None
+        while turn < len(prompts):
+            text, waiting[turn] = waiting[turn], ""
+            yield text
+            if not ended[turn]:
+                break
+            turn += 1
+            yield "\n" if turn == len(prompts) else f"\n{prompts[turn]}"
+
+
+def told(usage: Usage) -> str:
+    """The speed, in a line."""
+    parts = [
+        f"{tokens:,} tokens {what} in {seconds:.2f} s ({tokens / seconds:,.0f} a second)"
+        for what, tokens, seconds in (
+            ("read", usage.prompt_tokens, usage.prompt_seconds),
+            ("drawn", usage.drawn_tokens, usage.drawn_seconds),
+        )
+        if tokens and seconds
+    ]
+    return "; ".join(parts) + "; compiling counts" if parts else "nothing was drawn"

@@ -1,7 +1,6 @@
 """`dynamoe inspect`."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Console
 
@@ -13,6 +12,7 @@ from ..router_tables import comparison_table, movement_table, pairs_table, route
 from ..tables import for_terminal
 from ..training.restore import load_trained
 from ..training.routers import measure_routers, router_history
+from .place_option import PlaceOption
 from .trained_run import chosen_text, find_run, parts_of_mixture
 
 
@@ -25,7 +25,7 @@ class Inspect:
     default recipe is trained first if there is none). Writes plots and report.html into the run's directory.
     """
 
-    run_dir: Path | None = None
+    run_dir: PlaceOption | None = None
     """The run's directory. None: the newest in runs/."""
     checkpoint: int | None = None
     """The checkpoint's step. None: the best."""

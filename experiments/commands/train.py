@@ -1,21 +1,28 @@
 """`dynamoe train`."""
 
+import contextlib
 import dataclasses
+import hashlib
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import tyro
 from rich.console import Console
 
 from ..experiment import Experiment
+from ..places import Place, absolute
+from ..processes import Meeting
 from ..report import report_run
 from ..router_tables import Measured
+from ..run_directory import environment
+from ..serialization import to_json
 from ..training.loop import Result, train
 from ..training.restore import Trained
 from ..training.routers import NoRouters, measure_routers
+from .place_option import PlaceOption
 from .upcycling_option import Name, NoTechnique, technique_of
 
 
@@ -27,13 +34,14 @@ class Train:
     With a recipe: a Python file of yours that defines recipe() -> Experiment; its classes may be your own.
     The options below the recipe's name change single values of what the recipe builds.
     Ctrl-C or SIGTERM saves; the same command continues.
+    With --distributed: one of several processes that train one model together, see docs/pods.md.
     """
 
     recipe: tyro.conf.Positional[Path | None] = None
     """A recipe file (.py). None: the standard library's."""
-    run_dir: Path | None = None
+    run_dir: PlaceOption | None = None
     """The run's directory. None: runs/ and the recipe's name."""
-    init_from: Path | None = None
+    init_from: PlaceOption | None = None
     """Another run's directory, whose best parameters are the first of this one."""
     upcycle: Name | None = None
     """Make the recipe's mixtures of experts out of the dense model of --init-from, by this technique; --upcycle
@@ -43,9 +51,40 @@ class Train:
     """Train once per seed, each in a directory of its own, and print the spread. None: the one of --seed."""
     profile: bool = False
     """Write a JAX trace of a few steps into profile/ in the run's directory."""
+    distributed: bool = False
+    """Join the job that the environment tells of: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, SLURM,
+    Cloud TPU, Open MPI or Kubernetes. Give the same command to every process."""
+    job: Meeting = Meeting()
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
 
     def run(self, console: Console) -> int:
+        with contextlib.ExitStack() as stack:
+            if self.distributed:
+                job = stack.enter_context(self.job.join())
+                job.check_alike(self._facts())
+                console = job.console(console)
+                console.print(f"process 0 of {job.count}; {jax.local_device_count()} of {jax.device_count()} devices")
+            return self._run(console)
+
+    def _facts(self) -> dict[str, Any]:
+        """What has to be the same in all processes of a job."""
+        here = environment()
+        versions = here["versions"] | {"python": ".".join(here["versions"]["python"].split(".")[:2])}
+        recipe = "" if self.recipe is None else hashlib.sha256(self.recipe.read_bytes()).hexdigest()
+        paths = {"run_dir": self.run_dir, "init_from": self.init_from}
+        return {
+            "experiment": to_json(self.experiment),
+            "recipe's SHA-256": recipe,
+            "options": {name: path and str(absolute(path)) for name, path in paths.items()}
+            | {"upcycle": str(technique_of(self.upcycle, self.technique)), "seeds": list(self.seeds)}
+            | {"profile": self.profile},
+            "versions": versions,
+            "platform": here["platform"],
+            "local devices": jax.local_device_count(),
+            "text": self.experiment.source.describe(),
+        }
+
+    def _run(self, console: Console) -> int:
         name = "standard_library" if self.recipe is None else self.recipe.stem
         path = self.run_dir or Path("runs") / name
         if not self.seeds:
@@ -65,7 +104,7 @@ class Train:
         console.print(f"mean {statistics.mean(values):.4f}, standard deviation {spread:.4f}", highlight=False)
         return 0
 
-    def _train(self, experiment: Experiment, path: Path, console: Console) -> Result:
+    def _train(self, experiment: Experiment, path: Place, console: Console) -> Result:
         result = train(
             experiment,
             path,

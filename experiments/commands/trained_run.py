@@ -7,6 +7,7 @@ from rich.console import Console
 
 from ..data import HeldOut, Mixture, TextFiles, held_out
 from ..experiment import Experiment
+from ..places import Place
 from ..recipes import standard_library
 from ..run_directory import newest_run, runs_in
 from ..training.loop import train
@@ -14,15 +15,17 @@ from ..training.loop import train
 RUNS = Path("runs")
 
 
-def find_run(path: Path | None, console: Console) -> Path:
-    """The given directory, else the newest run in runs/, else that of the default recipe, which it trains first."""
+def find_run(path: Place | None, console: Console, *, with_checkpoints: bool = False) -> Place:
+    """The given directory, else the newest run in runs/, else that of the default recipe, which it trains first.
+
+    With `with_checkpoints` the newest that is not a packed copy of another one."""
     if path is not None:
         return path
     if not runs_in(RUNS):
         console.print("there is no run in runs/ yet: training the default recipe first (about 3 minutes on 2 cores)")
         if train(standard_library.recipe(), RUNS / "standard_library", console=console).interrupted:
             raise KeyboardInterrupt
-    newest = newest_run(RUNS)
+    newest = newest_run(RUNS, with_checkpoints=with_checkpoints)
     console.print(f"run {newest}", markup=False, highlight=False)
     return newest
 

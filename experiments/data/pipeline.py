@@ -6,6 +6,7 @@ processes: rows are dealt out after packing and shuffling.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import grain
@@ -41,8 +42,7 @@ def training_batches(
     batch_size: int,
     sequence_length: int,
     seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | np.ndarray | None = None,
     prefetch: int = 2,
 ) -> grain.DatasetIterator[Windows]:
     """Endless training batches; each round through a source has its own order.
@@ -56,35 +56,33 @@ def training_batches(
         batch_size: B, rows of the global batch.
         sequence_length: S; windows have S+1 tokens.
         seed: of the order, 0 to 2**32 - 1.
-        process_index: which process this is.
-        process_count: of how many; each gets B / process_count rows, in order.
+        rows: the numbers of the rows of each global batch that this process reads, 0 to B-1; None: all.
         prefetch: batches made ahead in a thread; 0: none.
 
     Returns:
-        An iterator of `Windows` with this process's rows, with `get_state` and `set_state`.
+        An iterator of `Windows` with this process's rows, with `get_state` and `set_state`. The state counts global
+        batches: it is the same in every process, and fits any number of processes.
 
     Raises:
         ValueError: a number is outside its range, or the training split is empty or shorter than one window.
     """
     _check_sizes(batch_size, sequence_length)
-    _check_processes(batch_size, process_index, process_count)
+    mine = _checked_rows(rows, batch_size)
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed={seed}: allowed are 0 to 2**32 - 1")
     if prefetch < 0:
         raise ValueError(f"prefetch={prefetch}: allowed are 0 and above")
     seeds = np.random.SeedSequence(seed)
-    rows = batch_size // process_count
     if source.streams:
         stream = _streamed(source, tokenizer, sequence_length, seeds).batch(batch_size, batch_fn=stack)
-        mine = slice(process_index * rows, (process_index + 1) * rows)
         batches = stream.map(lambda batch: Windows(*(column[mine] for column in batch)))
         if prefetch:
             batches = grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=prefetch)
         return iter(batches)
-    windows = _ProcessRows(_shuffled(source, tokenizer, sequence_length, seeds), batch_size, process_index, rows)
+    windows = _ProcessRows(_shuffled(source, tokenizer, sequence_length, seeds), batch_size, mine)
     threads = min(1, prefetch)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
-    return iter(windows.batch(rows, drop_remainder=True, batch_fn=stack).to_iter_dataset(options))
+    return iter(windows.batch(len(mine), drop_remainder=True, batch_fn=stack).to_iter_dataset(options))
 
 
 def held_out(
@@ -125,20 +123,19 @@ def held_out(
 class _ProcessRows(grain.MapDataset):
     """The rows of each global batch that belong to one process."""
 
-    def __init__(self, windows: grain.MapDataset, batch_size: int, process_index: int, rows: int):
+    def __init__(self, windows: grain.MapDataset, batch_size: int, rows: np.ndarray):
         super().__init__(windows)
         self._batch_size = batch_size
-        self._first = process_index * rows
-        self._rows = rows
+        self._rows = rows.tolist()
 
     def __len__(self) -> int:
-        return len(self._parent) // self._batch_size * self._rows
+        return len(self._parent) // self._batch_size * len(self._rows)
 
     def __getitem__(self, index):
         if isinstance(index, slice):
             return self.slice(index)
-        batch, row = divmod(index, self._rows)
-        return self._parent[batch * self._batch_size + self._first + row]
+        batch, row = divmod(index, len(self._rows))
+        return self._parent[batch * self._batch_size + self._rows[row]]
 
 
 def _shuffled(
@@ -201,8 +198,8 @@ def _check_sizes(batch_size: int, sequence_length: int) -> None:
             raise ValueError(f"{name}={value}: allowed are 1 and above")
 
 
-def _check_processes(batch_size: int, process_index: int, process_count: int) -> None:
-    if process_count < 1 or batch_size % process_count:
-        raise ValueError(f"process_count={process_count}: expected a divisor of batch_size={batch_size}")
-    if not 0 <= process_index < process_count:
-        raise ValueError(f"process_index={process_index}: allowed are 0 to {process_count - 1}")
+def _checked_rows(rows: Sequence[int] | np.ndarray | None, batch_size: int) -> np.ndarray:
+    numbers = np.arange(batch_size) if rows is None else np.asarray(rows)
+    if not numbers.size or not 0 <= numbers.min() <= numbers.max() < batch_size:
+        raise ValueError(f"rows={numbers.tolist()}: expected numbers from 0 to batch_size - 1 = {batch_size - 1}")
+    return numbers

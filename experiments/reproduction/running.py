@@ -90,8 +90,14 @@ def time_steps(
 
 def _step_rounds(experiments: Mapping[str, Experiment], rounds: int) -> dict[str, list[float]]:
     first = next(iter(experiments.values()))
-    sizes = {"batch_size": first.batch_size, "sequence_length": first.sequence_length}
-    batch = next(training_batches(first.source, first.tokenizer, **sizes, seed=first.seed))
+    batches = training_batches(
+        first.source,
+        first.tokenizer,
+        batch_size=first.batch_size,
+        sequence_length=first.sequence_length,
+        seed=first.seed,
+    )
+    batch = next(batches)
     runs = {}
     for arm, experiment in experiments.items():
         layout = Layout(experiment.mesh.build(), experiment.rules)

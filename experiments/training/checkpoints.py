@@ -1,7 +1,8 @@
 """Checkpoints of a training run, around Orbax: saved in the background, restored to the same bits or refused.
 
-A checkpoint is the state (every array by its name), the position in the data, and a manifest: what the state must hold
-(names, shapes, dtypes, checksums: `fingerprint.py`), the checksum of the position, and the metrics.
+A checkpoint is the state (every array by its name) and a manifest: what the state must hold (names, shapes, dtypes,
+checksums: `fingerprint.py`), the position in the data, and the metrics. The position counts global batches, so it is
+the same in all processes and fits another number of them.
 """
 
 import json
@@ -13,13 +14,13 @@ from pathlib import Path
 from typing import Any, NoReturn, SupportsFloat
 
 import grain
-import grain.checkpoint
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from ..places import Place
 from . import fingerprint
-from .storage import DATA, MANIFEST, STATE, Keep, Position, open_manager
+from .storage import MANIFEST, STATE, Keep, open_manager, position_of_old
 
 
 class DamagedCheckpoint(RuntimeError):
@@ -39,7 +40,7 @@ class Checkpoints:
 
     def __init__(
         self,
-        directory: Path | str,
+        directory: Place | str,
         *,
         keep_last: int = 3,
         keep_best: int = 1,
@@ -49,7 +50,7 @@ class Checkpoints:
         """Opens a directory of checkpoints, makes it if need be, and removes what an interrupted save left there.
 
         Args:
-          directory: where they lie.
+          directory: where they lie; `gs://…` is allowed.
           keep_last: how many of the newest to keep, at least 1.
           keep_best: how many with the lowest `metric` to keep besides. A checkpoint without it is never the best.
           metric: the name of a measurement.
@@ -77,11 +78,11 @@ class Checkpoints:
         Args:
           step: the optimizer steps done so far; larger than any saved.
           state: a tree of `jax.Array`s, sharded or not, PRNG keys and Flax variables included.
-          data_iterator: the position in the data.
+          data_iterator: the position in the data, the same in every process.
           metrics: measurements of this state.
 
         Raises:
-          ValueError: the step or the state cannot be saved.
+          ValueError: the step or the state cannot be saved, or processes stand at different positions.
           FailedSave: this or the previous save found no room, or could not write.
         """
         self.wait()
@@ -97,22 +98,20 @@ class Checkpoints:
         needed = sum(s.data.nbytes for leaf in arrays.values() for s in leaf.addressable_shards if s.replica_id == 0)
         if _free_bytes(self.directory) < needed:
             self._fail(step, needed, "the disk is too full")
-        position = None if data_iterator is None else Position(_to_text(data_iterator.get_state()))
+        position = None if data_iterator is None else _common(_to_text(data_iterator.get_state()))
         numbers = {name: float(value) for name, value in (metrics or {}).items()}
         manifest = {
             "step": step,
             "arrays": fingerprint.describe(leaves),
             "keys": fingerprint.key_kinds(leaves),
             "checksums": fingerprint.checksums(arrays),
-            "positions": [] if position is None else _on_every_process(position.checksum()),
+            "position": position,
             "metrics": numbers,
         }
         items: dict[str, ocp.args.CheckpointArgs] = {
             STATE: ocp.args.PyTreeSave({name: leaf for name, leaf in arrays.items() if leaf.size}),
             MANIFEST: ocp.args.JsonSave(fingerprint.seal(manifest)),
         }
-        if position is not None:
-            items[DATA] = grain.checkpoint.CheckpointSave(position)
         self._keep.metrics[step] = numbers
         self._saving = (step, needed)
         try:
@@ -128,7 +127,7 @@ class Checkpoints:
         Args:
           abstract_state: a tree like the saved one, of `jax.ShapeDtypeStruct`s (or arrays) with the shardings to
             restore to, which may differ from those saved. Without a sharding: the first device.
-          data_iterator: an iterator over the same data, in as many processes as saved it.
+          data_iterator: an iterator over the same data, in any number of processes.
           step: None for the newest.
 
         Returns:
@@ -186,8 +185,10 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # After an error another process may be gone, and a save of all would wait for it: the job ends without it.
+        if kind is None or jax.process_count() == 1:
+            self.close()
 
     def _open(self) -> None:
         if not self._read_only and not self._is_remote() and jax.process_index() == 0:
@@ -225,32 +226,27 @@ class Checkpoints:
         fingerprint.check_same_arrays(
             manifest["arrays"], fingerprint.describe(wanted), part, f"{self.directory}/{step}"
         )
-        position = self._position_to_fill(step, manifest, data_iterator)
+        position = None if data_iterator is None else self._position(step, manifest)
 
         abstract = {name: _with_sharding(fingerprint.as_data(leaf)) for name, leaf in wanted.items()}
-        arrays = self._read_arrays(step, abstract, position)
+        arrays = self._read_arrays(step, abstract)
         found = fingerprint.checksums(arrays)
         if wrong := [name for name in arrays if found[name] != manifest["checksums"][name]]:
             self._damaged(step, f"{len(wrong)} of {len(arrays)} arrays hold other values than were saved: {wrong[:5]}")
         if position is not None and data_iterator is not None:
-            if position.checksum() != manifest["positions"][jax.process_index()]:
-                self._damaged(step, "its position in the data is not the one saved")
-            data_iterator.set_state(json.loads(position.text))
+            data_iterator.set_state(json.loads(position))
         for name, kind in manifest["keys"].items():
             if name in arrays:
                 arrays[name] = jax.random.wrap_key_data(arrays[name], impl=kind)
         return fingerprint.with_leaves(template, arrays), step
 
-    def _read_arrays(self, step: int, abstract: dict[str, Any], position: Position | None) -> dict[str, jax.Array]:
+    def _read_arrays(self, step: int, abstract: dict[str, Any]) -> dict[str, jax.Array]:
         stored = {name: leaf for name, leaf in abstract.items() if math.prod(leaf.shape)}
         restore = ocp.args.PyTreeRestore(
             stored, restore_args=ocp.checkpoint_utils.construct_restore_args(stored), partial_restore=True
         )
-        items: dict[str, ocp.args.CheckpointArgs] = {STATE: restore}
-        if position is not None:
-            items[DATA] = grain.checkpoint.CheckpointRestore(position)
         try:
-            found = self._manager.restore(step, args=ocp.args.Composite(**items))[STATE]
+            found = self._manager.restore(step, args=ocp.args.Composite(**{STATE: restore}))[STATE]
         except (MemoryError, jax.errors.JaxRuntimeError):
             raise  # too little memory says nothing about the files
         except Exception as error:
@@ -259,18 +255,14 @@ class Checkpoints:
         found |= {name: jax.device_put(np.empty(leaf.shape, leaf.dtype), leaf.sharding) for name, leaf in empty.items()}
         return {name: found[name] for name in abstract}
 
-    def _position_to_fill(
-        self, step: int, manifest: dict[str, Any], data_iterator: grain.DatasetIterator | None
-    ) -> Position | None:
-        if data_iterator is None:
-            return None
-        saved_by = len(manifest["positions"])
-        if saved_by != jax.process_count():
-            raise ValueError(
-                f"{self.directory}/{step} holds the data position of {saved_by} processes, now there are "
-                f"{jax.process_count()}; restore it in {saved_by}, or pass no data_iterator"
-            )
-        return Position("")
+    def _position(self, step: int, manifest: dict[str, Any]) -> str:
+        """The position in the data, which checkpoints of older versions kept in a file."""
+        if manifest.get("positions"):
+            position = position_of_old(self._manager.directory / str(step), manifest["positions"])
+            return position if position is not None else self._damaged(step, "its position in the data is not readable")
+        if manifest.get("position") is None:
+            raise ValueError(f"{self.directory}/{step} holds no position in the data; pass no data_iterator")
+        return manifest["position"]
 
     def _existing(self, step: int | None) -> int:
         steps = self.all_steps()
@@ -306,12 +298,18 @@ def _to_text(position: Any) -> str:
     return position.decode() if isinstance(position, bytes) else json.dumps(position, sort_keys=True)
 
 
-def _on_every_process(number: int) -> list[int]:
-    if jax.process_count() == 1:
-        return [number]
-    from jax.experimental import multihost_utils
+def _common(position: str) -> str:
+    """The position, after a check that all processes stand there."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
 
-    return [int(value) for value in multihost_utils.process_allgather(np.uint32(number))]
+        checksums = multihost_utils.process_allgather(np.uint32(fingerprint.text_checksum(position))).tolist()
+        if elsewhere := [str(process) for process, checksum in enumerate(checksums) if checksum != checksums[0]]:
+            raise ValueError(
+                f"data_iterator stands at {position[:200]}, and elsewhere in the processes {', '.join(elsewhere)} than "
+                "in process 0; its state must count global batches, the same in every process"
+            )
+    return position
 
 
 def _free_bytes(directory: str) -> int | float:

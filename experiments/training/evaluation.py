@@ -8,6 +8,7 @@ from flax import nnx
 
 from ...models import Layout
 from ..data import HeldOut, Windows
+from .process_rows import process_rows
 from .step import to_device
 
 
@@ -27,10 +28,9 @@ def bits_per_byte(
         held_out: the text, the same on every process.
         layout: the mesh.
     """
-    process, processes = jax.process_index(), jax.process_count()
     nats = []
     for batch in held_out.batches:
-        rows = batch.tokens.shape[0] // processes
-        local = Windows(*(array[process * rows : (process + 1) * rows] for array in batch))
+        rows = process_rows(layout, batch.tokens.shape[0])
+        local = Windows(*(array[rows] for array in batch))
         nats.append(evaluate(params, variables, to_device(local, layout))[0])
     return math.fsum(float(value) for value in nats) / math.log(2) / held_out.bytes

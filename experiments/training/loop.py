@@ -15,14 +15,17 @@ from ...models import Layout
 from ...moe import Upcycling
 from ..data import HeldOut, check_vocabulary, held_out, training_batches
 from ..experiment import FREE_FIELDS, Experiment
+from ..places import Place, check_place, local_folder
 from ..run_directory import Metrics, RunDirectory
 from ..tables import for_terminal, parts_table
 from .checkpoints import Checkpoints
 from .evaluation import bits_per_byte
 from .interruption import Interruption
+from .process_rows import process_rows
 from .progress import TrainingProgress
 from .restore import METRIC, restore_weights
 from .step import ROUTERS, Trainer, TrainState, build_trainer, to_device
+from .storage import has_checkpoint
 from .upcycling import upcycled_weights, upcycling_fact
 
 PROFILED_STEPS = range(5, 10)
@@ -39,7 +42,7 @@ class NonFinite(ArithmeticError):
 class Result(NamedTuple):
     """How a run ended."""
 
-    path: Path
+    path: Place
     step: int
     """Steps done; fewer than asked for where the run was interrupted."""
     bits_per_byte: float
@@ -60,10 +63,10 @@ class Result(NamedTuple):
 
 def train(
     experiment: Experiment,
-    path: Path,
+    path: Place,
     *,
     recipe: Path | None = None,
-    init_from: Path | None = None,
+    init_from: Place | None = None,
     upcycle: Upcycling | None = None,
     profile: bool = False,
     trainer: Trainer | None = None,
@@ -73,7 +76,7 @@ def train(
 
     Args:
         experiment: what to train.
-        path: the run's directory; new, empty, or of this very experiment.
+        path: the run's directory; new, empty, or of this very experiment. May be remote, see `places.py`.
         recipe: the recipe file that built the experiment, kept with the run.
         init_from: another run's directory, whose best parameters are the first of this one.
         upcycle: makes a mixture of `init_from`, the run of a dense model, at the first start; a run that continues
@@ -88,6 +91,7 @@ def train(
         DamagedCheckpoint, FailedSave: see `checkpoints.py`.
     """
     console = console or Console()
+    path, init_from = check_place(path), None if init_from is None else check_place(init_from)
     if upcycle is not None and init_from is None:
         raise ValueError(f"upcycle is {upcycle} and init_from None; it must be the directory of a dense model's run")
     check_vocabulary(experiment.tokenizer, experiment.model.vocab)
@@ -108,25 +112,24 @@ def train(
         experiment.tokenizer,
         **sizes,
         seed=experiment.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=process_rows(layout, experiment.batch_size),
     )
     validation = held_out(experiment.source, experiment.tokenizer, **micro_batch, max_bytes=experiment.evaluation_bytes)
     initial, note = None, None
-    if init_from is not None and not any((path / "checkpoints").glob("[0-9]*")):
+    if init_from is not None and not has_checkpoint(path / "checkpoints"):
         if upcycle is None:
             initial = restore_weights(RunDirectory.load(init_from), trainer)[0]
         else:
             initial, note = upcycled_weights(RunDirectory.load(init_from), experiment, trainer, upcycle)
     facts = {
         "source": experiment.source.describe(),
-        "init_from": None if init_from is None else str(init_from.absolute()),
+        "init_from": None if init_from is None else str(init_from),
         "upcycle": upcycling_fact(upcycle, experiment.model),
         "validation_bytes": validation.bytes,
     }
     directory = RunDirectory.open(path, experiment, recipe, facts, FREE_FIELDS, fixed_facts=FIXED_FACTS)
     with (
-        directory.lock(),
+        directory.lock() as check_lock,
         Checkpoints(
             directory.checkpoints, keep_last=experiment.keep_last, keep_best=experiment.keep_best, metric=METRIC
         ) as checkpoints,
@@ -139,7 +142,7 @@ def train(
             state = state if initial is None else state._replace(**initial)
         first = jax.process_index() == 0
         with contextlib.ExitStack() as stack:
-            metrics = stack.enter_context(Metrics(directory.path, resume_step)) if first else None
+            metrics = stack.enter_context(Metrics(directory.path, resume_step, check_lock)) if first else None
             progress = stack.enter_context(
                 TrainingProgress(
                     console,
@@ -175,7 +178,7 @@ class _Run(NamedTuple):
         """Run the steps that are left. The metrics of a step are read while the next one runs."""
         start, total, measured, pending = step, self.experiment.steps, None, None
         with Interruption() as interruption, self._tracing() as trace:
-            while step < total and interruption.requested is None:
+            while step < total and not interruption.stops_before(step):
                 trace(step - start)
                 state, outcome = self.trainer.step(state, to_device(next(batches), self.trainer.layout))
                 step += 1
@@ -190,7 +193,10 @@ class _Run(NamedTuple):
                 self._save(state, step, batches, {})
                 self.checkpoints.wait()
                 name = interruption.requested.name
-                self.progress.note(f"{name}: saved step {step} of {total}; the same command continues from there")
+                where = f" in one of {jax.process_count()} processes" if jax.process_count() > 1 else ""
+                self.progress.note(
+                    f"{name}{where}: saved step {step} of {total}; the same command continues from there"
+                )
                 return self._result(state, step, math.nan, interruption.requested)
             measured = self._evaluate(state, step, log=False) if measured is None else measured
             self.checkpoints.wait()
@@ -212,6 +218,8 @@ class _Run(NamedTuple):
             arrays = ("finite", "gradient_norms", ROUTERS)
             figures = {name: float(value) for name, value in outcome.items() if name not in arrays}
             self.progress.measured(step, figures["loss"])
+            if lost := _overflows(outcome):
+                self.progress.note(f"step {step}: {lost}")
             if self.metrics is not None:
                 self.metrics.write(step, "train", figures | {"tokens_per_second": self.progress.tokens_per_second})
                 if ROUTERS in outcome:
@@ -221,11 +229,13 @@ class _Run(NamedTuple):
         norms = {name: float(norm) for name, norm in outcome["gradient_norms"].items()}
         wrong = {name: norm for name, norm in norms.items() if not math.isfinite(norm)}
         shown = ", ".join(f"{name} {norm}" for name, norm in list(wrong.items())[:5])
+        lost = _overflows(outcome)
         self.checkpoints.wait()  # the save under way counts too
         steps = self.checkpoints.all_steps()
         return (
             f"step {step}: loss {float(outcome['loss'])}, gradient norm {float(outcome['gradient_norm'])}; "
             f"{len(wrong)} of {len(norms)} parameters have a gradient that is not finite: {shown or 'none'}. "
+            f"{f'{lost}. ' if lost else ''}"
             f"The step was not applied; the last good checkpoint is {steps[-1] if steps else 'none'} in "
             f"{self.directory.checkpoints}"
         )
@@ -248,6 +258,8 @@ class _Run(NamedTuple):
     def _save(self, state: TrainState, step: int, batches: Any, metrics: dict[str, float]) -> None:
         self.checkpoints.wait()  # the save under way may be of this very step
         if self.checkpoints.latest_step() != step:
+            if self.metrics is not None:
+                self.metrics.upload()  # first: a run that continues from the checkpoint measures no earlier line again
             self.checkpoints.save(step, state, batches, metrics)
 
     def _result(
@@ -264,14 +276,26 @@ class _Run(NamedTuple):
         def trace(step: int) -> None:
             nonlocal running
             if self.profile and step == PROFILED_STEPS.start:
-                jax.profiler.start_trace(str(self.directory.path / "profile"))
+                jax.profiler.start_trace(str(folder))
                 running = True
             elif running and step == PROFILED_STEPS.stop:
                 running = False
                 jax.profiler.stop_trace()
 
-        try:
-            yield trace
-        finally:
-            if running:
-                jax.profiler.stop_trace()
+        with local_folder(self.directory.path / "profile") as folder:
+            try:
+                yield trace
+            finally:
+                if running:
+                    jax.profiler.stop_trace()
+
+
+def _overflows(outcome: dict[str, Any]) -> str:
+    """Which layers lost assignments because a device had no room to receive them; empty: none did."""
+    shares = {name: float(value) for name, value in outcome.get(ROUTERS, {}).items() if name.endswith(".overflow")}
+    lost = [f"{name.removesuffix('.overflow')} {share:.2%}" for name, share in shares.items() if share > 0]
+    if not lost:
+        return ""
+    return (
+        f"RaggedAllToAll.room is too small for what came to some device; share of assignments lost: {', '.join(lost)}"
+    )

@@ -1,6 +1,5 @@
 """A trained model out of a run directory."""
 
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -8,9 +7,11 @@ from flax import nnx
 
 from ...models import DecoderLM, Layout, MeshShape
 from ..experiment import Experiment
-from ..run_directory import RunDirectory
+from ..places import Place
+from ..run_directory import RunDirectory, is_quantized
 from .checkpoints import Checkpoints
-from .step import Trainer, build_trainer
+from .quantized_run import load_quantized_run
+from .step import Trainer, build_evaluate, build_trainer
 
 METRIC = "bits_per_byte"
 """The measurement by which a checkpoint is the best: held-out bits per byte."""
@@ -31,8 +32,8 @@ class Trained(NamedTuple):
         return nnx.merge(self.trainer.graph, self.params, self.variables)
 
 
-def load_trained(path: Path, step: int | None = None) -> Trained:
-    """Read the model of a run, on the first device.
+def load_trained(path: Place, step: int | None = None) -> Trained:
+    """Read the model of a run, on the first device: a trained one, or one that `dynamoe compress` packed.
 
     Args:
         path: the run's directory.
@@ -48,8 +49,20 @@ def load_trained(path: Path, step: int | None = None) -> Trained:
         raise ValueError(f"{path} holds a {type(experiment).__name__}; it must be the run of an Experiment")
     layout = Layout(MeshShape(data=1).build(jax.local_devices()[:1]))
     trainer = build_trainer(experiment.model, experiment.optimizer, layout, steps=experiment.steps)
+    if is_quantized(directory.path):
+        model, packed_step = load_quantized_run(directory.path, experiment.model)
+        if step not in (None, packed_step):
+            raise ValueError(f"checkpoint is {step}; {path} holds the packed weights of step {packed_step} alone")
+        return packed_as_trained(experiment, trainer, model, packed_step)
     weights, step = restore_weights(directory, trainer, step)
     return Trained(experiment, trainer, weights["params"], weights["variables"], step)
+
+
+def packed_as_trained(experiment: Experiment, trainer: Trainer, model: DecoderLM, step: int) -> Trained:
+    """A model with packed weights, to evaluate and to generate from; its trainer evaluates it and cannot train it."""
+    graph, params, variables = nnx.split(model, nnx.Param, ...)
+    trainer = trainer._replace(graph=graph, evaluate=build_evaluate(graph, trainer.layout))
+    return Trained(experiment, trainer, params, variables, step)
 
 
 def restore_weights(

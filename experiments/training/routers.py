@@ -4,7 +4,6 @@ Letters: E experts of a layer, N logged steps, T tokens of a batch.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -15,9 +14,10 @@ from jaxtyping import Float, Int
 from ...moe import MoEStats
 from ..data import HeldOut, Windows
 from ..metrics import read_metrics
+from ..places import Place
 from .restore import Trained
 from .routing_counts import MOST_CELLS, RoutingCounts, Seen, Tally, index_text, real_tokens, watch
-from .step import LAYER_FIGURES, ROUTERS, to_device
+from .step import ROUTERS, to_device
 
 
 class NoRouters(ValueError):
@@ -105,7 +105,7 @@ def measure_routers(trained: Trained, text: HeldOut) -> list[RouterStatistics]:
     return [_over_batches(layer, parts[layer], tally.counts()) for layer, tally in tallies.items()]
 
 
-def router_history(run: Path) -> dict[int, RouterHistory]:
+def router_history(run: Place) -> dict[int, RouterHistory]:
     """Read the routers' statistics that a run logged, by layer.
 
     Args:
@@ -125,9 +125,8 @@ def router_history(run: Path) -> dict[int, RouterHistory]:
 
 def _history(layer: int, lines: Sequence[dict[str, Any]]) -> RouterHistory:
     steps = np.array([line["step"] for line in lines])
-    return RouterHistory(
-        steps, *(np.array([line[f"layers.{layer}.{name}"] for line in lines]) for name in LAYER_FIGURES)
-    )
+    figures = RouterHistory._fields[1:]  # not all that a step logs, and what every version logged
+    return RouterHistory(steps, *(np.array([line[f"layers.{layer}.{name}"] for line in lines]) for name in figures))
 
 
 def _tapped(taps: dict[str, Any], layer: int) -> Seen:

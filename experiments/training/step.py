@@ -11,11 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, UInt
 
-from ...models import Decoder, DecoderLM, Layout, Output
+from ...models import Decoder, DecoderLM, Hidden, Layout, negative_log_likelihood
 from ..data import Windows, target_mask
 from ..optimizers import TrainingRule
+from .process_rows import global_rows
 
 ROUTERS = "routers"
 """Among a step's metrics: the statistics of each layer that routes, as "layers.3.entropy"."""
@@ -78,9 +80,10 @@ def build_trainer(
             return TrainState(params, variables, rule.init(params), jnp.zeros((), jnp.int32), seed)
 
     def loss(params: nnx.State, variables: nnx.State, windows: Windows, key: jax.Array, targets: jax.Array):
-        output = _forward(nnx.merge(graph, params, variables), windows, layout, key=key, training=True)
-        task, routing = _nats(output, windows) / targets, _router_metrics(output, accumulation)
-        return task + routing["auxiliary_loss"], ({"loss": task, **routing}, output.stats)
+        model = nnx.merge(graph, params, variables)
+        hidden = _forward(model, windows, layout, key=key, training=True)
+        task, routing = _nats(model, hidden, windows) / targets, _router_metrics(hidden, accumulation)
+        return task + routing["auxiliary_loss"], ({"loss": task, **routing}, hidden.stats)
 
     def step(state: TrainState, windows: Windows) -> tuple[TrainState, dict[str, Any]]:
         key = jax.random.fold_in(jax.random.key(state.seed), state.step)
@@ -111,13 +114,10 @@ def build_trainer(
             "finite": finite,
         }
 
-    def evaluate(params: nnx.State, variables: nnx.State, windows: Windows) -> tuple[jax.Array, jax.Array]:
-        output = _forward(nnx.merge(graph, params, variables), windows, layout)
-        return _nats(output, windows), target_mask(windows.segments).sum()
-
     seed = jax.ShapeDtypeStruct((), jnp.uint32)
     shapes = jax.eval_shape(init, seed)
     shardings = layout.shardings(shapes)
+    whole = NamedSharding(layout.mesh, PartitionSpec())  # every process can read every metric
     return Trainer(
         graph=graph,
         layout=layout,
@@ -125,35 +125,48 @@ def build_trainer(
             lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding), shapes, shardings
         ),
         init=jax.jit(init, out_shardings=shardings),
-        step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
-        evaluate=jax.jit(evaluate),
+        step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, whole)),
+        evaluate=build_evaluate(graph, layout),
     )
+
+
+def build_evaluate(
+    graph: nnx.GraphDef, layout: Layout
+) -> Callable[[nnx.State, nnx.State, Windows], tuple[Float[Array, ""], Int[Array, ""]]]:
+    """`Trainer.evaluate` of a model, which may also be another than the one that was trained, such as a packed one."""
+
+    def evaluate(params: nnx.State, variables: nnx.State, windows: Windows) -> tuple[jax.Array, jax.Array]:
+        model = nnx.merge(graph, params, variables)
+        return _nats(model, _forward(model, windows, layout), windows), target_mask(windows.segments).sum()
+
+    return jax.jit(evaluate)
 
 
 def to_device(windows: Windows, layout: Layout) -> Windows:
     """This process's rows of a global batch, split over the mesh."""
-    rows = windows.tokens.shape[0] * jax.process_count()
-    sharding = layout.batch(rows, 2)
-    return Windows(*(jax.make_array_from_process_local_data(sharding, np.asarray(array)) for array in windows))
+    rows = global_rows(layout, windows.tokens.shape[0])
+    sharding, shape = layout.batch(rows, 2), (rows, windows.tokens.shape[1])
+    return Windows(*(jax.make_array_from_process_local_data(sharding, np.asarray(array), shape) for array in windows))
 
 
-def _forward(model: DecoderLM, windows: Windows, layout: Layout, **options: Any) -> Output:
+def _forward(model: DecoderLM, windows: Windows, layout: Layout, **options: Any) -> Hidden:
     inputs: list[Any] = [array[:, :-1] for array in windows]
-    return model(*inputs, layout=layout, **options)
+    return model.hidden(*inputs, layout=layout, **options)
 
 
-def _nats(output: Output, windows: Windows) -> Float[Array, ""]:
+def _nats(model: DecoderLM, hidden: Hidden, windows: Windows) -> Float[Array, ""]:
     """Sum of the negative log-likelihoods of the targets that count."""
-    nats = optax.softmax_cross_entropy_with_integer_labels(output.logits, windows.tokens[:, 1:])
+    targets: Any = windows.tokens[:, 1:]
+    nats = negative_log_likelihood(model, hidden.x, targets)
     return jnp.where(target_mask(windows.segments), nats, 0.0).sum()
 
 
-def _router_metrics(output: Output, accumulation: int) -> dict[str, Any]:
+def _router_metrics(hidden: Hidden, accumulation: int) -> dict[str, Any]:
     """Losses summed over layers, as Switch Transformer does, statistics averaged; `ROUTERS` has them layer by layer.
 
     Each is a micro-batch's share.
     """
-    stats = {layer: stats for layer, stats in enumerate(output.stats) if stats is not None}
+    stats = {layer: stats for layer, stats in enumerate(hidden.stats) if stats is not None}
     if not stats:
         return {"auxiliary_loss": jnp.zeros(())}
     routers = {

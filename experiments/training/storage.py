@@ -1,18 +1,18 @@
-"""How Orbax stores a checkpoint: its three items, which checkpoints stay, and the position in the data."""
+"""How Orbax stores a checkpoint: its two items, which checkpoints stay, and where older versions kept the position."""
 
 import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
 
-import grain.checkpoint
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
+from ..places import Place, is_remote
 from . import fingerprint
 
-STATE, DATA, MANIFEST = "state", "data", "manifest"
+STATE, MANIFEST = "state", "manifest"
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -35,27 +35,33 @@ class Keep(PreservationPolicy):
         return [checkpoint.step in keep for checkpoint in checkpoints]
 
 
-class Position:
-    """Stands in for a data iterator, so that its position can be checked before the iterator moves."""
+def position_of_old(checkpoint: Any, checksums: Sequence[int]) -> str | None:
+    """The position in the data of a checkpoint that keeps it in files of Grain, one for each process.
 
-    def __init__(self, text: str):
-        self.text = text
+    Args:
+      checkpoint: its directory.
+      checksums: of each process's position; all processes stood at the same place, so the first serves all.
 
-    def checksum(self) -> int:
-        return fingerprint.text_checksum(self.text)
+    Returns:
+      The position as JSON, or None where the file is missing or damaged.
+    """
+    try:
+        text = (checkpoint / "data" / f"process_0-of-{len(checksums)}.json").read_text()
+    except (OSError, ValueError):
+        return None
+    return text if fingerprint.text_checksum(text) == checksums[0] else None
 
-    def get_state(self) -> bytes:
-        return self.text.encode()
 
-    def set_state(self, state: bytes) -> None:
-        self.text = state.decode()
-
-    def start_prefetch(self) -> None:
-        """Grain calls it after a restore; there is nothing to fetch."""
+def has_checkpoint(directory: Place) -> bool:
+    """Whether a complete checkpoint lies in a directory of checkpoints. Orbax renames it when it is complete; where
+    nothing can be renamed, it puts a file into it."""
+    if is_remote(directory):
+        return any(directory.glob("[0-9]*/commit_success.txt"))
+    return any(step.name.isdigit() for step in directory.glob("[0-9]*"))
 
 
 def open_manager(directory: str, keep: Keep, read_only: bool, clean: bool) -> ocp.CheckpointManager:
-    """Opens a directory for checkpoints of the items STATE, DATA and MANIFEST.
+    """Opens a directory for checkpoints of the items STATE and MANIFEST.
 
     Args:
       directory: an absolute path, or an address such as gs://...
@@ -67,13 +73,10 @@ def open_manager(directory: str, keep: Keep, read_only: bool, clean: bool) -> oc
     arrays = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
     registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
     state = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
-    data: Any = grain.checkpoint.CheckpointHandler()
     manifest = ocp.JsonCheckpointHandler()
     handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
     handlers.add(STATE, ocp.args.PyTreeSave, state)
     handlers.add(STATE, ocp.args.PyTreeRestore, state)
-    handlers.add(DATA, grain.checkpoint.CheckpointSave, data)
-    handlers.add(DATA, grain.checkpoint.CheckpointRestore, data)
     handlers.add(MANIFEST, ocp.args.JsonSave, manifest)
     handlers.add(MANIFEST, ocp.args.JsonRestore, manifest)
     options = ocp.CheckpointManagerOptions(

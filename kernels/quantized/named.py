@@ -73,7 +73,12 @@ def from_arrays(arrays: Mapping[str, Any], descriptions: Mapping[str, str] | Non
 
 def _check(name: str, weight: Quantized) -> None:
     """Refuse arrays that do not fit their description."""
-    *lead, inner, width = weight.shape
+    *lead, inner, width = weight.shape if weight.codes.ndim > 1 else (0, 0)
+    if weight.codes.ndim < 2 or weight.group_size < 1 or inner % weight.group_size:
+        raise ValueError(
+            f"{name}.codes is {list(weight.codes.shape)} in groups of {weight.group_size}; it must be a matrix, "
+            "whose axis D, the second-last, divides into groups"
+        )
     scale_shape = (*lead, inner // weight.group_size, width)
     scale_dtype = jnp.uint8 if weight.format.power_of_two else jnp.float32
     expected = {"codes": (weight.codes.shape, weight.format.dtype), "scales": (scale_shape, scale_dtype)}

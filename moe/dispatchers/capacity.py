@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ...kernels import Permutation, fixed_groups, permute, unpermute
+from ..placement import Placement
 from ..routing import NO_CONTEXT, Routing, RoutingContext, tokens_of
 from ..routing_groups import check_routing_group
 from .dispatcher import Dispatcher
@@ -56,6 +57,9 @@ class CapacityDispatcher(Dispatcher):
     @property
     def looks_ahead(self) -> bool:
         return self.order.looks_ahead
+
+    def depends_on_batch(self, placement: Placement | None) -> bool:
+        return self.routing_group != 1  # a token alone sends one assignment to an expert, which has a place at least
 
     def splits(self, tokens: int) -> bool:
         return self.routing_group is not None and tokens % self.routing_group == 0

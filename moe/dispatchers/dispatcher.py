@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ..experts import ExpertsModule
+from ..placement import Placement
 from ..routing import NO_CONTEXT, Routing, RoutingContext
 from .on_mesh import Local, assignments_divide, local_tokens, run_on_mesh
 
@@ -48,6 +49,10 @@ class Dispatcher(abc.ABC):
     @property
     def looks_ahead(self) -> bool:
         """Whether a token's place depends on later tokens."""
+        return False
+
+    def depends_on_batch(self, placement: Placement | None) -> bool:
+        """Whether outside of training other tokens of the call can take a token's place. Generation refuses that."""
         return False
 
     def splits(self, tokens: int) -> bool:

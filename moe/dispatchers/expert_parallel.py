@@ -32,6 +32,12 @@ class ExpertParallel(Dispatcher):
     def looks_ahead(self) -> bool:
         return self.exchange.local(NO_CONTEXT).looks_ahead
 
+    def depends_on_batch(self, placement: Placement | None) -> bool:
+        # The devices do not depend on the number of experts: 0 divides over any.
+        axes = None if placement is None else _expert_axes(placement, 0)
+        overflows = axes is not None and self.exchange.may_overflow(axes.devices)
+        return overflows or self.exchange.local(NO_CONTEXT).depends_on_batch(placement)
+
     def plan(self, routing: Routing, context: RoutingContext = NO_CONTEXT) -> Any:
         return self.exchange.local(context).plan(routing, context)
 

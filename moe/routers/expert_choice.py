@@ -53,6 +53,10 @@ class ExpertChoice(Router):
     def looks_ahead(self) -> bool:
         return True
 
+    @property
+    def depends_on_batch(self) -> bool:
+        return True
+
     def build(self, *, width: int, experts: int, key: jax.Array) -> "ExpertChoiceRouter":
         if self.capacity_factor > experts:
             raise ValueError(

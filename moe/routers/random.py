@@ -32,6 +32,10 @@ class Random(Router):
         return float(self.k)
 
     @property
+    def depends_on_batch(self) -> bool:
+        return True
+
+    @property
     def weight_sum(self) -> float | None:
         return 1.0
 

@@ -17,7 +17,17 @@ Dynamoe = Callable[..., tuple[int, str, str]]
     [
         (
             None,
-            ["train", "evaluate", "generate", "inspect", "demo", "bench", "reproduce", "Measure a run's bits per byte"],
+            [
+                "train",
+                "evaluate",
+                "generate",
+                "inspect",
+                "demo",
+                "plan",
+                "bench",
+                "reproduce",
+                "Measure a run's bits per byte",
+            ],
         ),
         ("train", ["continue a run that was stopped", "--steps", "Optimizer steps of the whole run", "--seeds"]),
         (
@@ -30,10 +40,16 @@ Dynamoe = Callable[..., tuple[int, str, str]]
         ("train --upcycle granular-split", ["--upcycle.shards INT", "--upcycle.scale", "shards of the dense network"]),
         ("evaluate", ["bits per byte on held-out text", "--text", "Text files or globs to measure on instead"]),
         ("generate", ["Continue a prompt", "--sampling.temperature", "The same seed draws the same text"]),
+        ("compress", ["Pack a run's weights into few bits", "--format {int8,int4,int2,fp8_e4m3,nf4,mxfp4}", "--only"]),
         ("inspect", ["Show what a run's routers do", "load, entropy and drops of every layer", "Text files or globs"]),
         ("inspect", ["--run-dir", "--checkpoint", "--text", "--max-bytes"]),
         ("demo", ["a mixture of experts of equal cost", "--smoke", "Seconds instead of minutes"]),
         ("reproduce", ["Test a paper's claim", "--measure-again", "--seeds", "At least three", "experiments/results"]),
+        (
+            "plan",
+            ["Compile a recipe's steps for devices that are not here", "--chip", "--topology", "--search", "--phase"],
+        ),
+        ("plan", ["As v5e, v5p, v6e, tpu7x, h100 or h200", "--generation.rows", "--mesh.expert", "--steps"]),
         ("bench", ["kernel's implementations against their peers", "grouped_matmul", "training_step", "--rounds"]),
     ],
 )

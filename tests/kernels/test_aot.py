@@ -1,8 +1,10 @@
 """What the ahead-of-time compiler refuses, and how its report prints; that it compiles: tests/aot."""
 
+import importlib.metadata
 import importlib.util
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import pytest
 from jax.experimental.pallas import tpu as pltpu
@@ -41,6 +43,16 @@ def test_without_a_compiler_the_extra_is_named(monkeypatch, chip, needed):
         compile_for(chip, jnp.sin, jnp.ones(3))
 
 
+@pytest.mark.parametrize(
+    ("chip", "package", "needed"), [("v5p", "libtpu", r"0\.0\.\d+\.\*"), ("h200", "jax-cuda13-plugin", jax.__version__)]
+)
+def test_a_compiler_that_jax_does_not_name_is_refused_with_the_one_that_it_does(monkeypatch, chip, package, needed):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0.1.2")
+    with pytest.raises(ImportError, match=f"needs {package} {needed}, .* 0.0.1.2 is installed: pip .*=={needed}"):
+        compile_for(chip, jnp.sin, jnp.ones(3))
+
+
 def test_a_report_prints_what_is_known_and_what_is_not():
     assert (
         REPORT.memory_bytes == 3.5 * 2**30 and REPORT.fits and not replace(REPORT, chip="v5e", output_bytes=2**34).fits
@@ -68,3 +80,17 @@ def test_the_table_of_chips_says_what_jax_says():
         cores = 2 if version == pltpu.ChipVersion.TPU_V5P else 1
         info = pltpu.get_tpu_info_for_chip(version, cores)
         assert (chip.vmem_bytes, chip.hbm_bytes) == (info.vmem_capacity_bytes, cores * info.hbm_capacity_bytes)
+        assert chip.flops == pytest.approx(cores * info.bf16_ops_per_second, rel=0.01)
+        assert chip.hbm_bandwidth == pytest.approx(cores * info.mem_bw_bytes_per_second, rel=0.13)  # v5p's differs
+
+
+@pytest.mark.parametrize(
+    ("chip", "sides", "closed"),
+    [
+        ("v5e", (8, 16), (False, True)),
+        ("v5p", (4, 4, 8), (True, True, True)),
+        ("v5p", (2, 4, 4), (False, False, False)),
+    ],
+)
+def test_long_sides_of_a_slice_are_rings(chip, sides, closed):
+    assert CHIPS[chip].links.closed(sides) == closed

@@ -83,9 +83,59 @@ def test_groups_are_told_in_three_ways(groups, axes):
         ("(f32[4]{0}, f32[16]{0}) all-gather-start", 64),
         ("((f32[4]{0}, s8[4]{0}), (f32[16]{0}, s8[16]{0})) all-gather-start", 80),
         ("f32[16]{0} all-reduce-start", 64),
+        ("((f32[16]{0}, f32[8]{0}), (f32[4]{0}, f32[2]{0})) reduce-scatter-start", 24),
+        ("((f32[4,2]{1,0}), f32[4,2]{1,0}) all-to-all-start", 32),
+        ("((f32[4]{0}, f32[8]{0}, s64[4]{0}, /*index=5*/s64[4]{0}), f32[8]{0}) ragged-all-to-all-start", 32),
         ("(bf16[4,2]{1,0:T(8,128)}, f8e4m3fn[8]{0}, pred[8]{0}) all-to-all", 32),
     ],
 )
 def test_bytes_are_those_of_the_result(result, expected):
     text = entry(f"%r = {result}(%p), replica_groups=[1,4]<=[4], to_apply=%add")
     assert [found.bytes for found in read_collectives(text, MESH)] == [expected]
+
+
+IN_PIECES = """\
+%fused_computation.1 (p: bf16[4,64]) -> (bf16[4,64], bf16[16,64]) {
+  %all-gather.1 = bf16[16,64]{1,0} all-gather(%p), channel_id=5, replica_groups=[1,4]<=[4], frontend_attributes={chain_id="0"}
+}
+%async_collective_fusion.2 (p: bf16[4,64]) -> (f32[8], bf16[16,64]) {
+  %all-gather.2 = bf16[16,64]{1,0} all-gather(%p), channel_id=5, replica_groups=[1,4]<=[4], frontend_attributes={chain_id="0"}
+}
+%fused_computation.3 (p: bf16[4,64]) -> bf16[16,64] {
+  %all-gather.3 = bf16[16,64]{1,0} all-gather(%p), channel_id=5, replica_groups=[1,4]<=[4], frontend_attributes={chain_id="0"}
+}
+%all-reduce-scatter.7.clone (p: f32[8,4], q: f32[8,4]) -> (f32[4,4], f32[4,4]) {
+  %all-reduce.9 = (f32[8,4]{1,0}, f32[8,4]{1,0}) all-reduce(%p, %q), replica_groups={{0,2},{1,3}}, to_apply=%add
+}
+ENTRY %main (p: bf16[4,64]) -> bf16[16,64] {
+  %async-collective-start = (bf16[4,64], bf16[16,64]) fusion(%p), kind=kCustom, calls=%fused_computation.1
+  %fusion.2 = (f32[8], bf16[16,64]) fusion(%g), kind=kOutput, calls=%async_collective_fusion.2
+  %async-collective-done = bf16[16,64] fusion(%h), kind=kCustom, calls=%fused_computation.3
+  %fusion.7 = (f32[4,4], f32[4,4]) fusion(%x, %y), kind=kCustom, calls=%all-reduce-scatter.7.clone
+}
+"""  # noqa: E501
+
+
+def test_a_collective_in_pieces_beside_other_work_is_one():
+    assert read_collectives(IN_PIECES, MESH)[0] == Collective("all-gather", 16 * 64 * 2, ("data", "expert"), 1)
+
+
+def test_a_sum_of_which_each_device_keeps_a_slice_is_a_reduce_scatter():
+    assert read_collectives(IN_PIECES, MESH)[1:] == [Collective("reduce-scatter", 2 * 4 * 4 * 4, ("data",), 1)]
+
+
+@pytest.mark.parametrize(
+    "exchange",
+    [
+        "bf16[64,8]{1,0} ragged-all-to-all(%x, %buffer, %a, %b, %c, /*index=5*/%d)",
+        "((bf16[32,8]{1,0}, bf16[64,8]{1,0}, s64[4]{0}), bf16[64,8]{1,0}) ragged-all-to-all-start(%x, %buffer, %a)",
+        "bf16[64,8]{1,0} ragged-all-to-all(bf16[32,8]{1,0} %x, bf16[64,8]{1,0} %buffer)",
+    ],
+)
+def test_a_ragged_exchange_moves_no_more_than_goes_in_or_comes_out(exchange):
+    text = entry(f"%x = bf16[32,8]{{1,0:T(8,128)}} fusion(%p), calls=%f\n  %r = {exchange}, replica_groups=[1,4]<=[4]")
+    assert [found.bytes for found in read_collectives(text, MESH)] == [32 * 8 * 2]
+    smaller = text.replace("= bf16[64,8]", "= bf16[4,8]").replace(
+        ", bf16[64,8]{1,0}) ragged", ", bf16[4,8]{1,0}) ragged"
+    )
+    assert [found.bytes for found in read_collectives(smaller, MESH)] == [4 * 8 * 2]

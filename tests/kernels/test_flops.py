@@ -63,6 +63,17 @@ def test_a_convolution_counts_its_window():
     assert counted(lambda i, k: jax.lax.conv(i, k, (2, 2), "VALID"), image, kernel).flops == 2 * (2 * 5 * 4 * 4) * 3 * 4
 
 
+def test_ragged_products_are_also_counted_alone():
+    rows, weights, sizes = jnp.ones((6, 4)), jnp.ones((2, 4, 5)), jnp.array([1, 3])
+
+    def both(rows, weights, sizes):
+        products = [jax.lax.ragged_dot(rows, weights, sizes) for _ in range(2)]
+        return products[0] + products[1] + rows @ weights[0]
+
+    found = counted(both, rows, weights, sizes)
+    assert (found.flops, found.ragged) == (3 * 2 * 6 * 4 * 5, 2 * 2 * 6 * 4 * 5)
+
+
 def test_each_device_of_a_shard_map_counts():
     mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))
     split = jax.shard_map(
@@ -85,8 +96,8 @@ def test_a_kernel_counts_its_body_at_each_step_of_its_grid(dynamic):
         return pl.pallas_call(multiply, shape, grid=(3, steps), in_specs=whole, out_specs=spec, name="mine")(a, b)
 
     if dynamic:
-        assert counted(call, A, B, jnp.int32(2)) == Counted(None, (KernelCall("mine", None, None),))
+        assert counted(call, A, B, jnp.int32(2)) == Counted(None, (KernelCall("mine", None, None),), 0.0)
     else:
         found = counted(lambda a, b: call(a, b, 2), A, B)
-        assert found == Counted(6 * PRODUCT, (KernelCall("mine", (3, 2), 6 * PRODUCT),))
+        assert found == Counted(6 * PRODUCT, (KernelCall("mine", (3, 2), 6 * PRODUCT),), 0.0)
         assert found.kernels[0].steps == 6

@@ -1,6 +1,7 @@
 """Attention by hand, against float64 written head by head, and its masks."""
 
 import functools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ CONFIGS = {
     "grouped": Attention(heads=4, kv_heads=2, rope_theta=100.0),
     "multi-query with normalised heads": Attention(heads=4, kv_heads=1, head_width=6, qk_norm=True),
 }
+MASK = causal_mask(jnp.array(SEGMENTS))
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 
 
@@ -47,6 +49,33 @@ def test_attention_equals_float64(config, x, reference, randomize):
     for row in range(B):
         expected = reference.attention(layer, np.asarray(x[row], np.float64), POSITIONS[row], SEGMENTS[row])
         np.testing.assert_allclose(y[row], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_attention_by_blocks_of_queries_is_attention(x):
+    # Blocks of 4 leave a tail of 2; gradients of queries, keys and values all pass through the blocks.
+    def value_and_gradient(config):
+        graph, state = nnx.split(build(config))
+        loss = lambda state: jnp.sin(nnx.merge(graph, state)(x, jnp.array(POSITIONS), MASK)).sum()  # noqa: E731
+        return jax.jit(jax.value_and_grad(loss))(state)
+
+    whole, blocks = (value_and_gradient(replace(CONFIGS["grouped"], query_block=block)) for block in (None, 4))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), whole, blocks)
+
+
+def test_scores_by_blocks_never_exist_for_the_whole_sequence():
+    x, mask = jnp.zeros((1, 32, D)), jnp.ones((1, 32, 32), bool)
+    layer = build(replace(CONFIGS["grouped"], query_block=8))
+    traced = jax.make_jaxpr(jax.grad(lambda x: layer(x, jnp.zeros((1, 32), jnp.int32), mask).sum()))(x)
+    assert "f32[1,2,2,8,32]" in str(traced) and "f32[1,2,2,32,32]" not in str(traced)
+
+
+def test_projections_are_normalised_over_all_heads_together(x, randomize):
+    layer = randomize(build(Attention(heads=4, kv_heads=2, projection_norm=True)))
+    keys, _ = layer.keys_values(x, jnp.zeros((B, S), jnp.int32))  # at position 0 nothing turns
+    projected = np.einsum("bsd,dgp->bsgp", x, layer.key[...]).reshape(B, S, -1)
+    normed = projected / np.sqrt((projected**2).mean(axis=-1, keepdims=True) + 1e-5) * np.asarray(layer.key_norm.scale)
+    np.testing.assert_allclose(keys.reshape(B, S, -1), normed, rtol=1e-4, atol=1e-5)
+    assert layer.query_norm.scale.shape == (16,)
 
 
 def test_attention_by_hand():
@@ -125,6 +154,8 @@ def test_shape_derives_what_the_config_leaves_open():
         ({"kv_heads": 0}, r"Attention\.kv_heads is 0; it must divide heads=4"),
         ({"head_width": 7}, r"Attention\.head_width is 7; rotary positions need an even width"),
         ({"head_width": 0}, r"Attention\.head_width is 0; rotary"),
+        ({"query_block": 0}, r"Attention\.query_block is 0; it must be at least 1, or None"),
+        ({"qk_norm": True, "projection_norm": True}, r"qk_norm and projection_norm are both True; at most one"),
         ({"rope_theta": 0.0}, r"Attention\.rope_theta is 0\.0; it must be positive"),
         ({"clip": -1.0}, r"Attention\.clip is -1\.0; it must be positive"),
         ({"scale": float("nan")}, r"Attention\.scale is nan; it must be positive and finite"),

@@ -32,8 +32,8 @@ def test_a_token_lands_in_the_slot_of_its_position(cache):
     keys = jnp.arange(2 * 2 * 2 * 4, dtype=jnp.float32).reshape(2, 2, 2, 4) + 1
     positions, mask = jnp.array([[0, 1], [3, 4]]), jnp.array([[True, True], [True, False]])
     written = cache.layers[0].write(keys, -keys, positions, mask)
-    np.testing.assert_array_equal(written.keys[0, :2], keys[0])
-    np.testing.assert_array_equal(written.keys[1, 3:5], keys[1])
+    np.testing.assert_array_equal(written.keys[0, :, :2].swapaxes(0, 1), keys[0])
+    np.testing.assert_array_equal(written.keys[1, :, 3:5].swapaxes(0, 1), keys[1])
     np.testing.assert_array_equal(written.values, -written.keys)
     valid = np.zeros((2, SLOTS), bool)
     valid[0, :2], valid[1, 3] = True, True
@@ -43,7 +43,7 @@ def test_a_token_lands_in_the_slot_of_its_position(cache):
 
 def test_a_token_past_the_last_slot_is_dropped(cache):
     ones = jnp.ones((2, 2, 2, 4))
-    written = cache.layers[0].write(ones, ones, jnp.array([[7, 8], [8, 20]]), jnp.ones((2, 2), bool))
+    written = cache.layers[0].write(ones, ones, jnp.array([[7, 8], [20, 21]]), jnp.ones((2, 2), bool))
     assert written.valid.sum() == 1 and written.valid[0, 7]
     assert np.count_nonzero(written.keys) == 2 * 4
 
@@ -96,9 +96,8 @@ def test_an_invalid_slot_is_not_seen_in_the_row_and_layer_that_lack_it(attention
     positions, mask = everywhere(5)
     _, layer = decode(attention, x[:, :5], positions, mask, cache.layers[0])
     # Row 0 never ran this layer for token 2; what its slot holds must not matter.
-    layer = layer._replace(
-        valid=layer.valid.at[0, 2].set(False), keys=layer.keys.at[0, 2].set(9.0), values=layer.values.at[0, 2].set(9.0)
-    )
+    keys, values = (array.at[0, :, 2].set(9.0) for array in (layer.keys, layer.values))
+    layer = layer._replace(valid=layer.valid.at[0, 2].set(False), keys=keys, values=values)
     last, _ = decode(attention, x[:, 5:], jnp.full((2, 1), 5), jnp.ones((2, 1), bool), layer)
     # To the oracle, token 2 of row 0 belongs to another document.
     for row, segments in enumerate([np.array([1, 1, 2, 1, 1, 1]), np.ones(6, int)]):

@@ -347,7 +347,7 @@ def test_a_slot_is_invalid_in_one_layer_alone():
     ones = np.ones((B, 8), bool)
     _, cache = decode(graph, state, TOKENS[:, :8], model.empty_cache(batch=B, slots=S), ones)
     skipped = cache.layers[1]._replace(valid=cache.layers[1].valid.at[0, 2].set(False))
-    poisoned = skipped._replace(keys=skipped.keys.at[0, 2].set(3.0), values=skipped.values.at[0, 2].set(3.0))
+    poisoned = skipped._replace(keys=skipped.keys.at[0, :, 2].set(3.0), values=skipped.values.at[0, :, 2].set(3.0))
 
     def step(layer):
         layers = (cache.layers[0], layer, cache.layers[2])
@@ -556,6 +556,7 @@ def test_a_router_that_looks_ahead_is_refused_unless_the_config_allows_it():
         ({"vocab": 0}, r"Decoder\.vocab is 0; it must be at least 1"),
         ({"width": 0}, r"Decoder\.width is 0; it must be at least 1"),
         ({"layers": 0}, r"Decoder\.layers is 0; it must be at least 1"),
+        ({"loss_block": 0}, r"Decoder\.loss_block is 0; it must be at least 1, or None"),
         ({"unroll": 0}, r"Decoder\.unroll is 0; it must be at least 1"),
         ({"width": 30}, r"width is 30; with Attention\.heads=4 .* it must be a multiple of 8"),
         ({"norm_epsilon": -1.0}, r"Decoder\.norm_epsilon is -1\.0; it must be at least 0"),

@@ -29,6 +29,10 @@ class Exchange(abc.ABC):
     def check(self, tokens: int, context: RoutingContext) -> None:
         """Refuse a device's batch of so many tokens, with a ValueError, where the mesh would change the result."""
 
+    def may_overflow(self, devices: int) -> bool:
+        """Whether one of so many devices that share the experts may have no room for what the others send it."""
+        return False
+
     @abc.abstractmethod
     def run(
         self,

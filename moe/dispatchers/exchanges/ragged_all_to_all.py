@@ -50,6 +50,9 @@ class RaggedAllToAll(Exchange):
     def check(self, tokens: int, context: RoutingContext) -> None:
         """A mesh changes nothing but what overflows, and that is counted."""
 
+    def may_overflow(self, devices: int) -> bool:
+        return self.room < devices
+
     def rows(self, assignments: int, devices: int) -> int:
         """R, the rows that a device has room for."""
         wanted = math.ceil(round(min(self.room, devices) * assignments, 6))

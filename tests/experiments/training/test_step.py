@@ -222,4 +222,4 @@ def test_statistics_are_those_of_each_layer_and_metrics_their_mean(
     assert set(layers) == {f"layers.{layer}.{name}" for layer in (0, 1) for name in LAYER_FIGURES}
     for mean, name in MEAN_FIGURES.items():
         values = [float(layers[f"layers.{layer}.{name}"]) for layer in (0, 1)]
-        assert float(metrics[mean]) == pytest.approx(sum(values) / 2) and min(values) > 0
+        assert float(metrics[mean]) == pytest.approx(sum(values) / 2) and (min(values) > 0) == (name != "overflow")

@@ -1,0 +1,27 @@
+"""Generation: many requests share a model's rows, each as if it were alone."""
+
+from .engine import Drawn, Engine, Usage
+from .filters import Filter, MinPTokens, RepetitionPenalty, Temperature, TopKTokens, TopPTokens
+from .request import Finish, Request
+from .samplers import Categorical, Greedy, Sampler
+from .text import Piece, TextRequest, generate_text
+
+__all__ = [
+    "Categorical",
+    "Drawn",
+    "Engine",
+    "Filter",
+    "Finish",
+    "Greedy",
+    "MinPTokens",
+    "Piece",
+    "RepetitionPenalty",
+    "Request",
+    "Sampler",
+    "Temperature",
+    "TextRequest",
+    "TopKTokens",
+    "TopPTokens",
+    "Usage",
+    "generate_text",
+]
