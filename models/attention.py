@@ -145,11 +145,13 @@ class AttentionLayer(nnx.Module):
     ) -> Float[Array, "B S D"]:
         """Let the queries of x see the keys where `mask` is True; softmax in float32."""
         # Float32 in between, so that the gradients of keys and values are summed over the blocks in it.
-        wide = tuple(array.astype(jnp.float32) for array in (keys, values))
+        keys, values = keys.astype(jnp.float32), values.astype(jnp.float32)
 
         def heads(query: jax.Array, mask: jax.Array) -> jax.Array:
-            narrow = (array.astype(x.dtype) for array in wide)
-            return dot_product_attention(query, *narrow, mask, scale=self._scale, sinks=self._sinks)
+            narrow_keys, narrow_values = keys.astype(x.dtype), values.astype(x.dtype)
+            return dot_product_attention(
+                query, narrow_keys, narrow_values, mask, scale=self.config.scale, sinks=self._sinks
+            )
 
         attended = by_blocks(heads, self.config.query_block, self.queries(x, positions), mask)
         return self._outward(attended)
@@ -160,10 +162,6 @@ class AttentionLayer(nnx.Module):
         return rotate(query, positions, self.config.rope_theta, self.config.scaling)
 
     @property
-    def _scale(self) -> float:
-        return self.query.shape[-1] ** -0.5 if self.config.scale is None else self.config.scale
-
-    @property
     def _sinks(self) -> Float[Array, " H"] | None:
         return None if self.sinks is None else self.sinks[...]
 
@@ -171,7 +169,7 @@ class AttentionLayer(nnx.Module):
         return added(linear(heads, self.output[...], inputs=2), self.output_bias)
 
     def _project(
-        self, x: Float[Array, "B S D"], kernel: nnx.Param, bias: nnx.Param | None, norm: RMSNorm | None
+        self, x: Float[Array, "B S D"], kernel: nnx.Variable, bias: nnx.Param | None, norm: RMSNorm | None
     ) -> Float[Array, "B S N P"]:
         """Heads of x, normalised and clipped as the configuration has it."""
         heads = added(linear(x, kernel[...]), bias)
@@ -198,7 +196,7 @@ class AttentionLayer(nnx.Module):
             cache,
             positions,
             mask,
-            scale=self._scale,
+            scale=self.config.scale,
             window=self.config.window,
             sinks=self._sinks,
         )

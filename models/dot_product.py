@@ -14,7 +14,7 @@ def dot_product_attention(
     values: Float[Array, "B N G W"],
     mask: Bool[Array, "B S N"],
     *,
-    scale: float,
+    scale: float | None = None,
     sinks: Float[Array, " H"] | None = None,
 ) -> Float[Array, "B S H W"]:
     """Let each query see the keys where `mask` is True: scores and softmax in float32, the result in query's dtype.
@@ -23,7 +23,7 @@ def dot_product_attention(
 
     Args:
         query: H is a multiple of G; neighbouring query heads share a key-value head.
-        scale: factor on the scores.
+        scale: factor on the scores; None: 1 / sqrt(P).
         sinks: a score for each head that takes its share of the softmax and adds no value: attention to nothing.
             Xiao et al. 2023, https://arxiv.org/abs/2309.17453; learned as in gpt-oss, https://arxiv.org/abs/2508.10925.
 
@@ -33,7 +33,8 @@ def dot_product_attention(
     batch, length, heads, width = query.shape
     groups = keys.shape[2]
     grouped = query.reshape(batch, length, groups, heads // groups, width)
-    scores = scale * jnp.einsum("bsgrp,bngp->bgrsn", grouped, keys, preferred_element_type=jnp.float32)
+    factor = width**-0.5 if scale is None else scale
+    scores = factor * jnp.einsum("bsgrp,bngp->bgrsn", grouped, keys, preferred_element_type=jnp.float32)
     scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
     if sinks is None:
         weights = jax.nn.softmax(scores, axis=-1)

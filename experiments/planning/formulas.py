@@ -8,7 +8,8 @@ Temporaries are the sum of
 - weights gathered over "fsdp": two layers' in use and one layer's gradient, and the head's;
 - activations that wait for the backward pass: t D c for each layer where it recomputes, else everything that a layer's
   products return;
-- one layer's products, attention scores [rows, H, S, S] twice in float32, and logits three times in float32.
+- one layer's products, attention scores [rows, H, S, S] twice in float32, and logits three times in float32; of scores
+  and logits a block at a time where the model has blocks.
 
 Collectives, in each micro-batch:
 - over "fsdp" the split weights are gathered in each pass, and their gradients summed and scattered;
@@ -27,7 +28,7 @@ from typing import Any, NamedTuple
 import jax
 from flax import nnx
 
-from ...models import Layout
+from ...models import Attention, LatentAttention, Layout, SelfAttention
 from ...models.accounting import Part, count_parts
 from ...moe import AllGather, AllToAll, ExpertParallel, MoE
 from ..experiment import Experiment
@@ -189,11 +190,22 @@ def _temporaries(
     outside = sum(weight.size for weight in weights if weight.gathered and not weight.layered)
     gathered = (3 * layered + outside) * each
     products = _inside_layers(parts, of="active_parameters") / model.width / layers / sizes["tensor"] * tokens * each
-    rows, heads = tokens / experiment.sequence_length, model.attention.heads / sizes["tensor"]
-    scores = 2 * rows * heads * experiment.sequence_length**2 * 4
+    rows = tokens / experiment.sequence_length
+    most = max(_scores(attention, experiment.sequence_length) for attention in model.attentions)
+    scores = 2 * rows * most / sizes["tensor"] * 4
     kept = layers * tokens * model.width * each if model.remat else layers * (products + scores)
-    logits = 3 * tokens * model.vocab / sizes["tensor"] * 4
+    share = min(1.0, (model.loss_block or experiment.sequence_length) / experiment.sequence_length)
+    logits = 3 * tokens * share * model.vocab / sizes["tensor"] * 4
     return round(gradients + gathered + kept + max(2 * products + scores, logits))
+
+
+def _scores(attention: SelfAttention, length: int) -> int:
+    """Scores of one sequence that exist at once; of an attention of one's own unknown, and left out."""
+    if isinstance(attention, LatentAttention):
+        return attention.heads * length**2
+    if isinstance(attention, Attention):
+        return attention.heads * length * min(attention.query_block or length, length)
+    return 0
 
 
 def _tokens(experiment: Experiment, placement: PlacedMesh) -> float:

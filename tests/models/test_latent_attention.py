@@ -17,7 +17,7 @@ def test_a_token_leaves_one_latent_vector_and_one_rotary_key_in_the_cache():
         jax.random.key(0), stacked=False
     )
     cache = model.empty_cache(batch=3, slots=5)
-    assert cache.layers[0].keys.shape == (3, 5, 1, 2) and cache.layers[0].values.shape == (3, 5, 1, 6)
+    assert cache.layers[0].keys.shape == (3, 1, 5, 2) and cache.layers[0].values.shape == (3, 1, 5, 6)
 
 
 def test_every_weight_gets_a_gradient_and_no_token_sees_a_later_one(key):
