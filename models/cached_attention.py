@@ -8,6 +8,7 @@ A block that a row does not see changes nothing in it, to the bit: so a row does
 Letters: B rows, S new tokens, H query heads, G key-value heads, Q = H / G * S, P head width, W value width.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -18,6 +19,8 @@ from .cache import LayerCache
 
 BLOCK = 128
 """Slots that are read at a time."""
+TILE = 128
+"""Queries that visit the same blocks."""
 
 
 class _Running(NamedTuple):
@@ -52,14 +55,33 @@ def cached_attention(
     Returns:
         In the dtype of the query; scores, softmax and sums are float32.
     """
+    slots, length = cache.valid.shape[1], query.shape[1]
+    last = jnp.where(mask, jnp.minimum(positions, slots - 1), -1)  # padding sees no slot
+    factor = query.shape[3] ** -0.5 if scale is None else scale
+    attend = functools.partial(_attend, cache=cache, scale=factor, window=window, sinks=sinks)
+    if length <= TILE or length % TILE:
+        return attend(query, last)
+    # Early queries of a long chunk need not visit the blocks of late ones.
+    tiles = (array.reshape(array.shape[0], -1, TILE, *array.shape[2:]).swapaxes(0, 1) for array in (query, last))
+    mixed = jax.lax.map(lambda tile: attend(*tile), tuple(tiles))
+    return mixed.swapaxes(0, 1).reshape(*query.shape[:3], -1)
+
+
+def _attend(
+    query: Float[Array, "B S H P"],
+    last: Int[Array, "B S"],
+    *,
+    cache: LayerCache,
+    scale: float,
+    window: int | None,
+    sinks: Float[Array, " H"] | None,
+) -> Float[Array, "B S H W"]:
+    """`cached_attention` of queries that see slots up to `last`."""
     (rows, length, heads, width), groups = query.shape, cache.keys.shape[1]
     slots, per_group = cache.valid.shape[1], heads // groups
     size = min(BLOCK, slots)
-    # A token at padding sees as far back as its row begins, and no slot at all.
-    last = jnp.where(mask, jnp.minimum(positions, slots - 1), -1)
     queries = query.reshape(rows, length, groups, per_group, width).transpose(0, 2, 3, 1, 4)
     queries = queries.reshape(rows, groups, per_group * length, width)
-    factor = width**-0.5 if scale is None else scale
 
     def visit(number: Int[Array, ""] | int, running: _Running) -> _Running:
         first = jnp.minimum(number * size, slots - size)
@@ -69,13 +91,13 @@ def cached_attention(
         seen = (block.valid & (slot >= number * size)[None])[:, None] & (slot[None, None] <= last[:, :, None])
         if window is not None:
             seen = seen & (slot[None, None] > last[:, :, None] - window)
-        return _with_block(running, queries, block, seen, factor)
+        return _with_block(running, queries, block, seen, scale)
 
     running = _nothing_seen((rows, groups, per_group * length, cache.values.shape[3]), sinks)
     if slots == size:
         running = visit(0, running)
     else:
-        begin = 0 if window is None else jnp.maximum(jnp.where(mask, last, slots).min() - window + 1, 0) // size
+        begin = 0 if window is None else jnp.maximum(jnp.where(last < 0, slots, last).min() - window + 1, 0) // size
         running = jax.lax.fori_loop(begin, last.max() // size + 1, visit, running)
     mixed = running.sums / jnp.where(running.total > 0, running.total, 1.0)[..., None]
     mixed = mixed.reshape(rows, groups, per_group, length, -1).transpose(0, 3, 1, 2, 4)

@@ -21,7 +21,7 @@ from .request import Finish, Request
 from .samplers import Greedy, Sampler
 
 SMALLEST_CHUNK = 16
-"""Tokens; the end of a prompt is padded to this or to one of its multiples by powers of 2."""
+"""Tokens; the end of a prompt is padded to this times a power of 2."""
 
 
 class Drawn(NamedTuple):

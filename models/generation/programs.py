@@ -125,7 +125,7 @@ def programs(
         seen = None
         if held.seen is not None:
             seen = jnp.where((length == 0)[:, None], False, _of_row(held.seen, chunk.row))
-            seen = seen.at[jnp.arange(len(tokens))[:, None], jnp.where(mask, tokens, limit_of(seen))].set(
+            seen = seen.at[jnp.arange(len(tokens))[:, None], jnp.where(mask, tokens, seen.shape[1])].set(
                 True, mode="drop"
             )
         first = jnp.zeros_like(chunk.count)
@@ -146,15 +146,10 @@ def programs(
         model, seen = model_of(leaves), held.seen
         x, cache = model.extend(held.token[:, None], held.cache, active[:, None], layout=layout)
         if seen is not None:
-            seen = seen.at[jnp.arange(len(active)), jnp.where(active, held.token, limit_of(seen))].set(
-                True, mode="drop"
-            )
+            seen = seen.at[jnp.arange(len(active)), jnp.where(active, held.token, seen.shape[1])].set(True, mode="drop")
         token = choose(model.head(x)[:, 0], seen, held.key, held.drawn)
         token = jnp.where(active, token, held.token)
         return Rows(cache, token, held.drawn + active.astype(jnp.int32), held.key, seen), token
-
-    def limit_of(seen: jax.Array) -> int:
-        return seen.shape[1]  # past the end: dropped
 
     if layout is None:
         return Programs(jax.jit(read, donate_argnums=1), jax.jit(draw, donate_argnums=1))

@@ -48,6 +48,18 @@ def test_a_token_past_the_last_slot_is_dropped(cache):
     assert np.count_nonzero(written.keys) == 2 * 4
 
 
+def test_a_row_that_begins_anew_forgets_what_it_held_and_leaves_others_alone(cache):
+    """Also where a layer will not run for a token of the new one, and so will not write over it."""
+    full = cache._replace(layers=tuple(layer._replace(valid=jnp.ones((2, SLOTS), bool)) for layer in cache.layers))
+    anew = full.of_row(jnp.asarray(1), jnp.zeros(1, jnp.int32)).of_all(cache.length)
+    on = full.of_row(jnp.asarray(1), jnp.ones(1, jnp.int32)).of_all(cache.length)
+    both = full.of_row(None, jnp.array([0, 3])).of_all(cache.length)
+    for found, expected in ((anew, [True, False]), (on, [True, True]), (both, [False, True])):
+        for layer in found.layers:
+            assert layer.row is None
+            np.testing.assert_array_equal(layer.valid, np.repeat(np.array(expected)[:, None], SLOTS, axis=1))
+
+
 def test_values_are_stored_in_the_dtype_of_the_cache():
     cache = empty_cache(layers=1, batch=1, slots=4, kv_heads=1, head_width=2, dtype=jnp.dtype("bfloat16"))
     ones = jnp.ones((1, 1, 1, 2))

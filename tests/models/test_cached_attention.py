@@ -48,10 +48,11 @@ def at_once(cache, *, scale, window, sinks):
 
 
 # 11 slots: one block, blocks of which the last begins early, and blocks of one slot.
-@pytest.mark.parametrize("block", [256, 4, 1])
+@pytest.mark.parametrize(("block", "tile"), [(256, 128), (4, 1), (4, 3), (1, 3)])
 @pytest.mark.parametrize(("window", "with_sinks"), [(None, False), (3, False), (None, True), (4, True)])
-def test_blocks_of_any_size_give_the_softmax_over_all(cache, monkeypatch, block, window, with_sinks):
+def test_blocks_of_any_size_give_the_softmax_over_all(cache, monkeypatch, block, tile, window, with_sinks):
     monkeypatch.setattr(module, "BLOCK", block)
+    monkeypatch.setattr(module, "TILE", tile)
     sinks = numbers(H, seed=4) if with_sinks else None
     run = jax.jit(functools.partial(cached_attention, window=window, scale=0.7))
     found = run(QUERY, cache, POSITIONS, MASK, sinks=sinks)

@@ -129,7 +129,7 @@ REFUSED: dict[str, tuple[Decoder, Decoder, Upcycling, str]] = {
         DENSE,
         with_ffn(FirstLayers(ffn=mixture(), first=Dense(hidden=10))),
         Copy(),
-        "layer 0 is Dense.hidden=10., and Dense.hidden=12. in the dense model",
+        "layer 0 is Dense.hidden=10, .*, and Dense.hidden=12, .* in the dense model",
     ),
     "narrow experts": (
         DENSE,

@@ -3,11 +3,13 @@
 import importlib.util
 import re
 
+import jax
 import pytest
 from rich.console import Console
 
 from dynamoe.experiments.commands import bench_generation as bench
-from dynamoe.experiments.commands.bench_generation import Shape, bench_generation, bytes_per_step
+from dynamoe.experiments.commands.bench_generation import bench_generation, bytes_per_step
+from dynamoe.experiments.commands.generation_models import Shape, decoder
 
 TINY = Shape(
     vocab=32,
@@ -52,8 +54,8 @@ def test_wrong_tokens_end_with_status_1_and_no_times(
     assert "are not those of full forward passes" in output and "tokens/s" not in output
 
 
-def test_a_step_reads_what_is_used_of_the_weights_and_the_cache() -> None:
-    model = bench._config(TINY).build(bench.jax.random.key(0), stacked=False)
+def test_a_step_reads_what_is_used_of_the_weights_and_the_cache(key: jax.Array) -> None:
+    model = decoder(TINY).build(key, stacked=False)
     attention = 8 * 8 + 2 * 8 * 4 + 8 * 8 + 2 * 4  # query, key and value, output, norms of both
     others = attention + 2 * 8 + 8 + 8 * 4 + 8 * 32  # norms, router, head
     experts, cache = 4 * 3 * 8 * 4, 6.5 * 2 * 4
