@@ -32,9 +32,18 @@ def test_readme_layer_runs_in_a_model_of_ones_own() -> None:
     assert names["balance_loss"] > 0
 
 
+def test_readme_model_is_loaded_and_saved_byte_by_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny = ROOT / "tests" / "models" / "checkpoints" / "fixtures" / "olmoe"
+    names: dict = {"tokens": jnp.array([[1, 2, 3]])}
+    exec(BLOCKS[2].replace("path/to/OLMoE-1B-7B-0924", str(tiny)), names)
+    assert jnp.isfinite(names["logits"]).all()
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (tiny / "model.safetensors").read_bytes()
+
+
 def test_readme_router_routes_each_token_to_the_nearest_direction() -> None:
     names: dict = {}
-    exec(BLOCKS[2], names)
+    exec(BLOCKS[3], names)
     assert names["y"].shape == (4, 16, 64) and names["stats"].load.max() == 1  # all tokens are the same
     router = names["layer"].router
     tokens = router.directions[...].T * 3.0  # each expert's own direction

@@ -40,7 +40,7 @@ def test_a_compressed_run_is_evaluated_generates_and_is_no_run_to_train(
         status, figure, _ = dynamoe("evaluate", "--run-dir", which)
         assert status == 0 and figure.startswith(f"{value:.4f} bits per byte at step 3: ")
     status, text, errors = dynamoe("generate", "--run-dir", run, "--prompt", "line", "--tokens", "3")
-    assert (status, errors) == (0, "") and text.startswith("line")
+    assert status == 0 and text.startswith("line") and "tokens drawn" in errors
     status, _, errors = dynamoe("train", "mine.py", "--steps", "3", "--run-dir", run)
     assert status == 1 and "holds packed weights, which cannot be trained" in errors
     (run / "quantized" / WEIGHTS).write_bytes(b"")
