@@ -3,8 +3,8 @@
 Sizes are those of the released model's config.json. The paper says nothing of the training: batch, learning rate and
 schedule are ours, and so is the text, C4. Sequences of 4096 tokens keep attention at a tenth of the work.
 
-Cost of a step of 1.05 million tokens, from the compiled program: 33.2 of 95.9 GiB of a chip; an estimate of 4.8 s at
-least, 5.4 s where nothing overlaps (docs/scaling.md).
+Cost of a step of 1.05 million tokens, from the compiled program: 33.2 of 95.9 GiB of a chip; an estimate of 4.8 s where
+all overlaps, 5.4 s where nothing does (docs/scaling.md).
 Tokenizer: hf download mistralai/Mixtral-8x7B-v0.1 tokenizer.json --local-dir tokenizers/Mixtral-8x7B-v0.1
 Plan: dynamoe plan experiments/recipes/mixtral_8x7b.py --chip v5p --topology 4x4x4
 Command, on every host: dynamoe train experiments/recipes/mixtral_8x7b.py --distributed
