@@ -29,6 +29,8 @@ SIGNS = "dynamoe/failures"
 PATIENCE, LINGER = 3.0, 1.5
 """Seconds to wait for the others' signs of life; seconds that process 0 then stays, because the store goes with it.
 Together less than the shortest heartbeat timeout, or the runtime would abort process 0 for those that have left."""
+SOON = 2.0
+"""Seconds within which processes that do the same fail of the same."""
 GRACE = 1.0
 """Seconds between the news of a failure and the end of a process that has not noticed it otherwise."""
 MOST_NAMED = 4
@@ -129,12 +131,14 @@ class Job:
         self._end(status_of(error))
 
     def _signs(self) -> dict[int, str]:
-        """What the processes have to say, as soon as each has said something, or after some patience."""
-        deadline = time.monotonic() + PATIENCE
+        """What the processes have to say, as soon as each has said something, or after some patience. One that only
+        lives may be about to fail of the same."""
+        begin = time.monotonic()
         while True:
-            entries = self._client.key_value_dir_get(SIGNS)
+            entries, waited = self._client.key_value_dir_get(SIGNS), time.monotonic() - begin
             signs = {int(key.rsplit("/", 1)[1]): said for key, said in entries}
-            if len(signs) == self.count or time.monotonic() > deadline:
+            all_live = len(signs) == self.count
+            if (all_live and (all(signs.values()) or waited > SOON)) or waited > PATIENCE:
                 return signs
             time.sleep(0.1)
 

@@ -23,5 +23,5 @@ def recipe() -> Experiment:
         MeshShape(data=1, fsdp=8, expert=8),
         ExpertParallel(exchange=AllToAll(capacity=CapacityDispatcher(capacity_factor=1.25))),
         batch_size=256,
-        gradient_accumulation=2,
+        gradient_accumulation=4,
     )
