@@ -15,7 +15,7 @@ pytest.importorskip("torch", reason="needs torch and transformers: make test-par
 from dynamoe.models.checkpoints import as_pretrained, from_pretrained, save_pretrained  # noqa: E402
 from dynamoe.models.checkpoints.fields import Fields  # noqa: E402
 from dynamoe.models.checkpoints.registry import family_of  # noqa: E402
-from dynamoe.models.generate import Sampling, generate  # noqa: E402
+from dynamoe.models.generation import Engine, Request  # noqa: E402
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default")]
 
@@ -83,9 +83,9 @@ def test_greedy_tokens_are_the_same(name, folders):
     ids = tiny.torch.from_numpy(prompt).long()
     options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     expected = theirs(name).generate(ids, attention_mask=tiny.torch.ones_like(ids), **options)[0, 7:].tolist()
-    model, key = ours(name, folders(name)).model, jax.random.key(0)
-    drawn = generate(model, [prompt[0].tolist()], tokens=12, sampling=Sampling(temperature=0.0), key=key)
-    assert [int(row[0]) for row in drawn] == expected
+    engine = Engine(ours(name, folders(name)).model, rows=1, slots=32)
+    engine.submit(Request(prompt=tuple(prompt[0].tolist()), max_tokens=12))
+    assert [drawn.token for drawn in engine.run()] == expected
 
 
 @pytest.mark.parametrize("name", NAMES)
