@@ -1,6 +1,6 @@
 """Mixtral 8x7B on 8 boxes of 8 H100; model, text and optimizer are those of mixtral_8x7b.py.
 
-Cost of a step, from the compiled program: 24.8 of 74.5 GiB of a device; an estimate of 2.00 to 4.28 s (docs/scaling.md).
+Cost of a step, by the compiled program: 24.8 of 74.5 GiB a device; an estimate of 2.00 to 4.28 s (docs/scaling.md).
 Plan: dynamoe plan experiments/recipes/mixtral_8x7b_h100.py --chip h100 --topology 8x8
 Command, on every host: dynamoe train experiments/recipes/mixtral_8x7b_h100.py --distributed
 """

@@ -1,6 +1,6 @@
 """Mixtral 8x7B on 64 chips of v6e (8x8); model, text and optimizer are those of mixtral_8x7b.py.
 
-Cost of a step, from the compiled program: 27.6 of 32.0 GiB of a device; an estimate of 3.48 to 6.05 s (docs/scaling.md).
+Cost of a step, by the compiled program: 27.6 of 32.0 GiB a device; an estimate of 3.48 to 6.05 s (docs/scaling.md).
 Plan: dynamoe plan experiments/recipes/mixtral_8x7b_v6e.py --chip v6e --topology 8x8
 Command, on every host: dynamoe train experiments/recipes/mixtral_8x7b_v6e.py --distributed
 """

@@ -3,7 +3,7 @@
 Sizes are those of the released model's config.json; batch, sequence length, learning rate and losses are the paper's
 (5.1 T tokens in about 1.2 million steps). The text here is C4, not the paper's mixture.
 
-Cost of a step, from the compiled program: 16.7 of 95.9 GiB of a device; an estimate of 1.62 to 2.05 s (docs/scaling.md).
+Cost of a step, by the compiled program: 16.7 of 95.9 GiB a device; an estimate of 1.62 to 2.05 s (docs/scaling.md).
 Tokenizer: hf download allenai/OLMoE-1B-7B-0924 tokenizer.json --local-dir tokenizers/OLMoE-1B-7B-0924
 Plan: dynamoe plan experiments/recipes/olmoe_1b_7b.py --chip v5p --topology 4x4x4
 Command, on every host: dynamoe train experiments/recipes/olmoe_1b_7b.py --distributed

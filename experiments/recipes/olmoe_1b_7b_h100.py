@@ -1,6 +1,6 @@
 """OLMoE-1B-7B on 4 boxes of 8 H100; model, text and optimizer are those of olmoe_1b_7b.py.
 
-Cost of a step, from the compiled program: 14.3 of 74.5 GiB of a device; an estimate of 2.89 to 4.70 s (docs/scaling.md).
+Cost of a step, by the compiled program: 14.3 of 74.5 GiB a device; an estimate of 2.89 to 4.70 s (docs/scaling.md).
 Plan: dynamoe plan experiments/recipes/olmoe_1b_7b_h100.py --chip h100 --topology 4x8
 Command, on every host: dynamoe train experiments/recipes/olmoe_1b_7b_h100.py --distributed
 """

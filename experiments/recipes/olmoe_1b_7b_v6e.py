@@ -1,6 +1,6 @@
 """OLMoE-1B-7B on 64 chips of v6e (8x8); model, text and optimizer are those of olmoe_1b_7b.py.
 
-Cost of a step, from the compiled program: 9.3 of 32.0 GiB of a device; an estimate of 1.25 to 2.24 s (docs/scaling.md).
+Cost of a step, by the compiled program: 9.3 of 32.0 GiB a device; an estimate of 1.25 to 2.24 s (docs/scaling.md).
 Plan: dynamoe plan experiments/recipes/olmoe_1b_7b_v6e.py --chip v6e --topology 8x8
 Command, on every host: dynamoe train experiments/recipes/olmoe_1b_7b_v6e.py --distributed
 """

@@ -3,7 +3,7 @@
 Sizes are those of the released model's config.json; sequences of 4096 tokens as in the report's first two stages, with
 its balance loss over the global batch. It names neither batch nor learning rate: they are ours, and so is the text, C4.
 
-Cost of a step, from the compiled program: 40.1 of 95.9 GiB of a device; an estimate of 5.23 to 7.04 s (docs/scaling.md).
+Cost of a step, by the compiled program: 40.1 of 95.9 GiB a device; an estimate of 5.23 to 7.04 s (docs/scaling.md).
 Tokenizer: hf download Qwen/Qwen3-30B-A3B-Base tokenizer.json --local-dir tokenizers/Qwen3-30B-A3B
 Plan: dynamoe plan experiments/recipes/qwen3_30b_a3b.py --chip v5p --topology 4x4x4
 Command, on every host: dynamoe train experiments/recipes/qwen3_30b_a3b.py --distributed

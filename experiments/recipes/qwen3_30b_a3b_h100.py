@@ -1,6 +1,6 @@
 """Qwen3-30B-A3B on 8 boxes of 8 H100; model, text and optimizer are those of qwen3_30b_a3b.py.
 
-Cost of a step, from the compiled program: 18.5 of 74.5 GiB of a device; an estimate of 9.06 to 11.99 s (docs/scaling.md).
+Cost of a step, by the compiled program: 18.5 of 74.5 GiB a device; an estimate of 9.06 to 11.99 s (docs/scaling.md).
 Plan: dynamoe plan experiments/recipes/qwen3_30b_a3b_h100.py --chip h100 --topology 8x8
 Command, on every host: dynamoe train experiments/recipes/qwen3_30b_a3b_h100.py --distributed
 """
