@@ -92,8 +92,8 @@ class HuggingFaceTokenizer(Tokenizer):
 
     Args:
         path: the file.
-        bos_token: token that begins a document; None: the first of `BOS_NAMES` that it knows, if any.
-        eos_token: token that ends a document; None: the first of `EOS_NAMES` that it knows, if any.
+        bos_token: token that begins a document; None: the first of `BOS_NAMES` that it knows, if any; "": none.
+        eos_token: token that ends a document; None: the first of `EOS_NAMES` that it knows, if any; "": none.
     """
 
     path: str
@@ -136,7 +136,14 @@ class HuggingFaceTokenizer(Tokenizer):
         marks = {self.bos, self.eos}
         return self._loaded.decode([i for i in map(int, ids) if i not in marks], skip_special_tokens=False)
 
+    def first_special(self) -> str | None:
+        """The token that the file itself puts before a text, or None."""
+        ids = self._loaded.encode("a", add_special_tokens=True)
+        return ids.tokens[0] if ids.special_tokens_mask[:1] == [1] else None
+
     def _special(self, argument: str, token: str | None, names: tuple[str, ...]) -> int | None:
+        if token == "":
+            return None
         if token is None:
             return next((i for i in map(self._loaded.token_to_id, names) if i is not None), None)
         found = self._loaded.token_to_id(token)

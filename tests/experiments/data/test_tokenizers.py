@@ -106,3 +106,16 @@ def test_vocabulary_that_is_too_small_is_refused():
     check_vocabulary(Bytes(), 258)
     with pytest.raises(ValueError, match=r"vocab=257: Bytes\(\) has 258 ids"):
         check_vocabulary(Bytes(), 257)
+
+
+def test_an_empty_mark_is_none(tokenizer_json):
+    tokenizer = HuggingFaceTokenizer(path=tokenizer_json, bos_token="", eos_token="")
+    assert tokenizer.bos is None and tokenizer.eos is None
+
+
+def test_what_a_file_puts_before_a_text_is_told(tokenizer_json, tmp_path):
+    assert HuggingFaceTokenizer(path=tokenizer_json).first_special() is None
+    loaded = tokenizers.Tokenizer.from_file(tokenizer_json)
+    loaded.post_processor = tokenizers.processors.TemplateProcessing(single="<mark> $A", special_tokens=[("<mark>", 2)])
+    loaded.save(str(tmp_path / "tokenizer.json"))
+    assert HuggingFaceTokenizer(path=str(tmp_path / "tokenizer.json")).first_special() == "<mark>"
