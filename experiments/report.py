@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..models.accounting import count_parts
@@ -91,6 +92,24 @@ def report_run(
     )
 
 
+def report_routers(
+    folder: Path, title: str, experiment: Experiment, *, measured: Measured, compared: Sequence[Measured] = ()
+) -> Place:
+    """Write the pictures and `report.html` of a model that is no run of ours, into a folder. See `report_run`."""
+    for name in PICTURES:
+        (folder / name).unlink(missing_ok=True)
+    return write_report(
+        folder / REPORT,
+        title=title,
+        lead=f"{_kind(experiment)}; its routers were measured.",
+        sections=[
+            Section("Routers", _routers(folder, logged=False, measured=measured)),
+            *_specialization(folder, experiment, measured, compared),
+            Section("Model", [parts_table(experiment)]),
+        ],
+    )
+
+
 def environment_table(run: Place) -> Table:
     """Where a run's last start happened: time, devices, versions, text. Without rows where nothing is known."""
     file = run / ENVIRONMENT
@@ -110,9 +129,13 @@ def environment_table(run: Place) -> Table:
     return Table(("", ""), rows)
 
 
-def _lead(experiment: Experiment, lines: Sequence[Mapping[str, Any]]) -> str:
+def _kind(experiment: Experiment) -> str:
     networks = Counter(type(ffn).__name__ for ffn in experiment.model.feed_forwards).items()
-    kind = f"A decoder of {experiment.model.layers} layers ({', '.join(f'{count} {name}' for name, count in networks)})"
+    return f"A decoder of {experiment.model.layers} layers ({', '.join(f'{count} {name}' for name, count in networks)})"
+
+
+def _lead(experiment: Experiment, lines: Sequence[Mapping[str, Any]]) -> str:
+    kind = _kind(experiment)
     if not lines:
         return f"{kind}; nothing was measured yet."
     done = max(line["step"] for line in lines)

@@ -1,28 +1,32 @@
 """`dynamoe compress`."""
 
 import itertools
+import json
 import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
+import tyro
 from rich.console import Console
 
 from ...compress import CoverageReport, RoundToNearest, Rule
 from ...kernels.quantized import FORMATS
 from ...models import DecoderLM, with_layers
+from ...models.checkpoints import save_pretrained
 from ...models.generation import Engine, Request
 from ...models.quantization import packable, parameter_names, quantize_model
 from ..data import HeldOut
+from ..files import write_atomically
 from ..places import Place, is_remote
-from ..training.evaluation import bits_per_byte
-from ..training.quantized_run import check_is_free, checked_local, save_quantized_run
-from ..training.restore import Trained, load_trained, packed_as_trained
+from ..training.quantized_run import COMPRESSION, check_is_free, checked_local, save_quantized_run
+from ..training.restore import Trained, model_as_trained
+from .model_option import ModelOptions
 from .place_option import PlaceOption
-from .trained_run import RUNS, chosen_text, find_run
+from .trained_run import RUNS, chosen_text
 
 GROUP_SIZES = (128, 64, 32, 16)
 """Of which the largest that divides a parameter is taken, if none is given."""
@@ -32,18 +36,16 @@ ROUNDS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compress:
-    """Pack a run's weights into few bits, by rounding to the nearest, and tell what it costs and what it saves.
+class Compress(ModelOptions):
+    """Pack a run's weights or a published model's into few bits, by rounding to the nearest, and tell what it costs and
+    what it saves.
 
     Without arguments: the newest trained run in runs/ (the default recipe is trained first if there is none), all
     layers' weights that a packed product multiplies, in int4. Writes the packed model as a run beside it, which
-    `dynamoe evaluate --run-dir` and `dynamoe generate --run-dir` accept.
+    `dynamoe evaluate --run-dir` and `dynamoe generate --run-dir` accept; a published one as a folder, for their
+    --model.
     """
 
-    run_dir: PlaceOption | None = None
-    """The run's directory. None: the newest in runs/ that has checkpoints."""
-    checkpoint: int | None = None
-    """The checkpoint's step. None: the best."""
     format: Literal["int8", "int4", "int2", "fp8_e4m3", "nf4", "mxfp4"] = "int4"
     """The numbers that are left."""
     group_size: int | None = None
@@ -57,9 +59,12 @@ class Compress:
     leave: tuple[str, ...] = ()
     """Patterns of parameters that stay as they are, whatever `only` says."""
     output: PlaceOption | None = None
-    """The new run's directory. None: the run's with the format behind its name, as runs/mine-int4."""
+    """The new directory. None: a run's with the format behind its name, as runs/mine-int4; of a published model its
+    name with the format, in this directory."""
+    text: Annotated[tuple[str, ...], tyro.conf.arg(aliases=("--data",))] = ()
+    """Text files or globs to measure on. None: the run's held-out text, or the standard library's."""
     max_bytes: int | None = None
-    """Read whole documents of held-out text up to so many bytes. None: as the training's evaluations did."""
+    """Read whole documents of that text up to so many bytes. None: as the training's evaluations did."""
     tokens: int = 128
     """How many tokens to generate for a measurement of speed."""
 
@@ -69,15 +74,14 @@ class Compress:
         self.technique(None)
 
     def run(self, console: Console) -> int:
-        source = find_run(self.run_dir, console, with_checkpoints=True)
-        output = checked_local(self.output or _free_name(source, self.format))
+        trained = self.load(console, with_checkpoints=True)
+        output = checked_local(self.output or _free_name(self._original(trained), self.format))
         check_is_free(output)
-        trained = load_trained(source, self.checkpoint)
         before = with_layers(trained.model, stacked=False)
         after, report = quantize_model(before, self.rules(before), leave=self.leave)
         console.print(str(report), markup=False, highlight=False)
-        text = chosen_text(trained.experiment, (), self.max_bytes or trained.experiment.evaluation_bytes)
-        packed = packed_as_trained(trained.experiment, trained.trainer, after, trained.step)
+        text = chosen_text(trained.experiment, self.text, self.max_bytes or trained.experiment.evaluation_bytes)
+        packed = model_as_trained(trained.experiment, after, trained.step)
         bits = [_bits_per_byte(each, text) for each in (trained, packed)]
         speeds = tokens_per_second({"before": before, "after": after}, tokens=self.tokens)
         figures = {
@@ -86,11 +90,20 @@ class Compress:
             "tokens_per_second": [speeds["before"], speeds["after"]],
             "coverage": report.to_json(),
         }
-        save_quantized_run(after, output, source=source, step=trained.step, facts=figures)
+        if trained.run is None:
+            _save_published(trained, after, output, figures)
+        else:
+            save_quantized_run(after, output, source=trained.run, step=trained.step, facts=figures)
         for line in _summary(report, bits, speeds, text, self.tokens):
             console.print(line, markup=False, highlight=False)
         console.print(f"written to {output}", markup=False, highlight=False)
         return 0
+
+    def _original(self, trained: Trained) -> Place:
+        """What the packed model is named after."""
+        if trained.run is None:
+            return Path(Path(str(self.model)).resolve().name.removesuffix(".bin"))
+        return RUNS / trained.run.name if is_remote(trained.run) else Path(trained.run).absolute()
 
     def technique(self, inner: int | None) -> RoundToNearest:
         """What is done to a parameter whose products sum over `inner` numbers; None: whose length is not known."""
@@ -130,17 +143,26 @@ def tokens_per_second(models: Mapping[str, DecoderLM], *, tokens: int, batch: in
 
 
 def _bits_per_byte(trained: Trained, text: HeldOut) -> float:
-    value = bits_per_byte(trained.trainer.evaluate, trained.params, trained.variables, text, trained.trainer.layout)
+    value = trained.bits_per_byte(text)
     if not math.isfinite(value):
         raise ValueError(f"the model has {value} bits per byte on held-out text; its weights are of no use")
     return value
 
 
-def _free_name(source: Place, format: str) -> Path:
-    """Beside the run, or in runs/ if that is in a store: its name with the format, and a number if that is taken."""
-    run = RUNS / source.name if is_remote(source) else Path(source).absolute()
-    names = itertools.chain([f"{run.name}-{format}"], (f"{run.name}-{format}-{n}" for n in itertools.count(2)))
-    return next(path for name in names if not (path := run.with_name(name)).exists())
+def _save_published(trained: Trained, model: DecoderLM, output: Path, facts: dict[str, Any]) -> None:
+    """Write a packed published model, and what was measured beside it."""
+    assert trained.pretrained is not None
+    save_pretrained(trained.pretrained._replace(model=model), output)
+    write_atomically(output / COMPRESSION, json.dumps(facts, indent=2, allow_nan=False) + "\n")
+
+
+def _free_name(original: Place, format: str) -> Path:
+    """Beside the original: its name with the format, and a number if that is taken."""
+    original = Path(original)
+    names = itertools.chain(
+        [f"{original.name}-{format}"], (f"{original.name}-{format}-{n}" for n in itertools.count(2))
+    )
+    return next(path for name in names if not (path := original.with_name(name)).exists())
 
 
 def _summary(

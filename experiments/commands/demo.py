@@ -22,7 +22,7 @@ from ..report import environment_table
 from ..router_tables import favourites_table, router_table, token_table
 from ..tables import for_terminal, parts_table
 from ..training.loop import Result, train
-from ..training.restore import Trained
+from ..training.restore import Trained, as_trained
 from ..training.routers import RouterStatistics, measure_routers
 from ..training.step_time import step_seconds
 from .generate import continuation
@@ -91,7 +91,7 @@ class Outcome(NamedTuple):
 def measure(experiments: Mapping[str, Experiment], results: Mapping[str, Result], *, rounds: int) -> Outcome:
     """Everything that the demo shows of two trained models. The results' states are consumed."""
     experiment, result = experiments[MIXTURE], results[MIXTURE]
-    trained = Trained(experiment, result.trainer, result.state.params, result.state.variables, result.step)
+    trained = as_trained(experiment, result.trainer, result.state.params, result.state.variables, result.step)
     sizes = {"batch_size": experiment.batch_size, "sequence_length": experiment.sequence_length}
     text = held_out(experiment.source, experiment.tokenizer, **sizes, max_bytes=experiment.evaluation_bytes)
     ngram = ngram_bits_per_byte(experiment, text)

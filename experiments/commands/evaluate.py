@@ -1,47 +1,82 @@
 """`dynamoe evaluate`."""
 
+import math
 from dataclasses import dataclass
+from typing import Annotated
 
+import tyro
 from rich.console import Console
 
-from ..training.evaluation import bits_per_byte
-from ..training.restore import load_trained
-from .place_option import PlaceOption
-from .trained_run import chosen_text, find_run
+from ..data import Source, TextFiles, concatenated, held_out, leading_documents
+from ..experiment import Experiment
+from ..training.restore import Trained
+from .model_option import ModelOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate:
-    """Measure a run's bits per byte on held-out text, on one device.
+class Evaluate(ModelOptions):
+    """Measure a run's bits per byte on held-out text, or a published model's perplexity, on one device.
 
     Without arguments: the newest run in runs/ on its own validation split, whole (the default recipe is trained first
-    if there is none).
+    if there is none). With --model the perplexity of tokens as papers give it: the text in windows that do not overlap,
+    and nothing of one window is seen in the next; compare it with figures of the same length and tokenizer alone.
     """
 
-    run_dir: PlaceOption | None = None
-    """The run's directory. None: the newest in runs/."""
-    checkpoint: int | None = None
-    """The checkpoint's step. None: the best."""
-    text: tuple[str, ...] = ()
-    """Text files or globs to measure on instead."""
+    text: Annotated[tuple[str, ...], tyro.conf.arg(aliases=("--data",))] = ()
+    """Text files (.gz too) or globs to measure on instead."""
+    separator: str | None = None
+    """Splits a file of --text into documents, each read by itself from its beginning, as "<|endoftext|>". None: a file
+    is one document, and with --model all files are one text."""
     max_bytes: int | None = None
     """Read whole documents up to so many bytes. None: all."""
     batch_size: int | None = None
-    """Windows at once. None: a micro-batch of the training."""
+    """Windows at once. None: a micro-batch of the training, or of a published model 4,096 tokens."""
     sequence_length: int | None = None
-    """Tokens per window; a token sees at most so many before it. None: as in training."""
+    """Tokens per window; a token sees at most so many before it. None: as in training, or of a published model what it
+    was trained on, at most 2,048."""
 
     def run(self, console: Console) -> int:
-        trained = load_trained(find_run(self.run_dir, console), self.checkpoint)
-        experiment, trainer = trained.experiment, trained.trainer
-        length = experiment.sequence_length if self.sequence_length is None else self.sequence_length
-        text = chosen_text(experiment, self.text, self.max_bytes, batch_size=self.batch_size, sequence_length=length)
-        value = bits_per_byte(trainer.evaluate, trained.params, trained.variables, text, trainer.layout)
-        what = f"text {' '.join(self.text)}" if self.text else f"validation split of {experiment.source}"
-        console.print(
-            f"{value:.4f} bits per byte at step {trained.step}: {text.bytes:,} bytes in {text.documents:,} documents, "
-            f"{text.tokens:,} targets, {what}, "
-            f"tokenizer {experiment.tokenizer}, windows of {length} tokens that do not overlap",
-            highlight=False,
-        )
+        if self.separator is not None and not self.text:
+            raise ValueError(f"separator is {self.separator!r} and text empty; it splits the files of --text")
+        trained = self.load(console)
+        as_one = self.model is not None and self.separator is None
+        line = (self._perplexity if as_one else self._bits_per_byte)(trained)
+        console.print(line, markup=False, highlight=False)
         return 0
+
+    def _sizes(self, experiment: Experiment) -> dict[str, int]:
+        length = experiment.sequence_length if self.sequence_length is None else self.sequence_length
+        rows = experiment.batch_size // experiment.gradient_accumulation
+        return {"batch_size": rows if self.batch_size is None else self.batch_size, "sequence_length": length}
+
+    def _source(self, experiment: Experiment) -> Source:
+        if not self.text:
+            return experiment.source
+        return TextFiles(train=(), validation=self.text, separator=self.separator)
+
+    def _what(self, experiment: Experiment) -> str:
+        return f"text {' '.join(self.text)}" if self.text else f"validation split of {experiment.source}"
+
+    def _bits_per_byte(self, trained: Trained) -> str:
+        experiment = trained.experiment
+        sizes = self._sizes(experiment)
+        text = held_out(self._source(experiment), experiment.tokenizer, **sizes, max_bytes=self.max_bytes)
+        at = f"at step {trained.step}" if self.model is None else f"of {self.model}"
+        return (
+            f"{trained.bits_per_byte(text):.4f} bits per byte {at}: {text.bytes:,} bytes in {text.documents:,} "
+            f"documents, {text.tokens:,} targets, {self._what(experiment)}, tokenizer {experiment.tokenizer}, windows "
+            f"of {sizes['sequence_length']} tokens that do not overlap"
+        )
+
+    def _perplexity(self, trained: Trained) -> str:
+        experiment = trained.experiment
+        sizes = self._sizes(experiment)
+        documents = leading_documents(self._source(experiment), self.max_bytes)
+        text, left_out = concatenated(documents, experiment.tokenizer, **sizes)
+        nats = trained.nats(text) / text.tokens
+        return (
+            f"perplexity {math.exp(nats):.4f} ({nats:.4f} nats a token) of {self.model}: {text.tokens:,} targets, "
+            f"{text.bytes:,} bytes, {self._what(experiment)}, tokenizer {experiment.tokenizer}, windows of "
+            f"{text.batches[0].tokens.shape[1]} tokens that do not overlap, the first of each no target, the last "
+            f"{left_out} tokens left out"
+        )

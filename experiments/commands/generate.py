@@ -28,14 +28,12 @@ from ...models.generation import (
     generate_text,
 )
 from ..data import Tokenizer
-from ..training.restore import load_trained
-from .place_option import PlaceOption
-from .trained_run import find_run
+from .model_option import ModelOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generate:
-    """Continue prompts with a run's model, on one device, and show the text as it is drawn.
+class Generate(ModelOptions):
+    """Continue prompts with a run's model or a published one, on one device, and show the text as it is drawn.
 
     Without arguments: the newest run in runs/ continues "def " (the default recipe is trained first if there is none).
     Ctrl-C ends it with what was drawn. The speed is told on standard error.
@@ -45,10 +43,6 @@ class Generate:
     """The text to continue."""
     prompts_file: Path | None = None
     """A file with a prompt in every line, instead; answers are shown in its order."""
-    run_dir: PlaceOption | None = None
-    """The run's directory. None: the newest in runs/."""
-    checkpoint: int | None = None
-    """The checkpoint's step. None: the best."""
     tokens: Annotated[int, tyro.conf.arg(aliases=("--max-tokens",))] = 400
     """How many tokens to draw at most for each prompt; a document's end stops earlier."""
     temperature: Annotated[float, tyro.conf.arg(aliases=("--sampling.temperature",))] = 0.8
@@ -80,10 +74,10 @@ class Generate:
 
     def run(self, console: Console) -> int:
         prompts = [self.prompt] if self.prompts_file is None else prompts_in(self.prompts_file)
-        trained = load_trained(find_run(self.run_dir, console), self.checkpoint)
-        tokenizer = trained.experiment.tokenizer
+        trained = self.load(console)
+        tokenizer, ends = trained.experiment.tokenizer, trained.stop_tokens
         requests = [
-            text_request(tokenizer, prompt, tokens=self.tokens, seed=self.seed + place, stop=self.stop)
+            text_request(tokenizer, prompt, tokens=self.tokens, seed=self.seed + place, stop=self.stop, ends=ends)
             for place, prompt in enumerate(prompts)
         ]
         engine = engine_for(
@@ -141,9 +135,15 @@ def prompts_in(file: Path) -> list[str]:
 
 
 def text_request(
-    tokenizer: Tokenizer, prompt: str, *, tokens: int, seed: int, stop: tuple[str, ...] = ()
+    tokenizer: Tokenizer,
+    prompt: str,
+    *,
+    tokens: int,
+    seed: int,
+    stop: tuple[str, ...] = (),
+    ends: tuple[int, ...] = (),
 ) -> TextRequest:
-    """Continue a prompt at the beginning of a document, up to the document's end.
+    """Continue a prompt at the beginning of a document, up to the document's end or one of the tokens `ends`.
 
     Raises:
         ValueError: the prompt has no token.
@@ -152,7 +152,7 @@ def text_request(
     ids = ids if tokenizer.bos is None else [tokenizer.bos, *ids]
     if not ids:
         raise ValueError(f"prompt is {prompt!r}; the tokenizer makes no token of it, and has none to begin with")
-    ends = () if tokenizer.eos is None else (tokenizer.eos,)
+    ends = ends if tokenizer.eos is None else tuple({tokenizer.eos, *ends})
     return TextRequest(request=Request(prompt=tuple(ids), max_tokens=tokens, seed=seed, stop_tokens=ends), stop=stop)
 
 

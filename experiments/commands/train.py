@@ -20,7 +20,7 @@ from ..router_tables import Measured
 from ..run_directory import environment
 from ..serialization import to_json
 from ..training.loop import Result, train
-from ..training.restore import Trained
+from ..training.restore import as_trained
 from ..training.routers import NoRouters, measure_routers
 from .place_option import PlaceOption
 from .upcycling_option import Name, NoTechnique, technique_of
@@ -125,7 +125,7 @@ def _measured(experiment: Experiment, result: Result, console: Console) -> Measu
     model: the report then shows the last logged batch, and `dynamoe inspect` measures the rest."""
     if jax.process_count() > 1:
         return None
-    trained = Trained(experiment, result.trainer, result.state.params, result.state.variables, result.step)
+    trained = as_trained(experiment, result.trainer, result.state.params, result.state.variables, result.step)
     try:
         statistics = measure_routers(trained, result.held_out)
     except NoRouters:

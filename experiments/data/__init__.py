@@ -1,9 +1,10 @@
 """Text: sources, tokenizers, packing with document boundaries, and the Grain pipeline over them."""
 
+from .concatenated import Concatenated, concatenated
 from .hugging_face import HuggingFace
 from .mixture import Mixture
 from .packing import Corpus, PackedWindows, Windows, encode_corpus, target_mask
-from .pipeline import HeldOut, held_out, training_batches
+from .pipeline import HeldOut, held_out, leading_documents, training_batches
 from .source import Source, Split
 from .standard_library import StandardLibrary
 from .tensorflow_datasets import TensorFlowDatasets
@@ -12,6 +13,7 @@ from .tokenizers import Bytes, HuggingFaceTokenizer, SentencePiece, Tokenizer, c
 
 __all__ = [
     "Bytes",
+    "Concatenated",
     "Corpus",
     "HeldOut",
     "HuggingFace",
@@ -27,8 +29,10 @@ __all__ = [
     "Tokenizer",
     "Windows",
     "check_vocabulary",
+    "concatenated",
     "encode_corpus",
     "held_out",
+    "leading_documents",
     "target_mask",
     "training_batches",
 ]

@@ -102,9 +102,7 @@ def held_out(
         ValueError: a number is outside its range, or the validation split has nothing to predict.
     """
     _check_sizes(batch_size, sequence_length)
-    if max_bytes is not None and max_bytes < 1:
-        raise ValueError(f"max_bytes={max_bytes}: allowed are 1 and above, or None")
-    documents = _leading(source, max_bytes)
+    documents = leading_documents(source, max_bytes)
     corpus = encode_corpus(documents, tokenizer)
     windows = PackedWindows(corpus=corpus, sequence_length=sequence_length, keep_partial=True)
     rows = [windows[i] for i in range(len(windows))]
@@ -168,6 +166,18 @@ def _streamed(
         return grain.IterDataset.mix(parts, source.weights)
     windows = StreamedWindows(source, tokenizer, sequence_length)
     return grain.experimental.WindowShuffleIterDataset(windows, window_size=SHUFFLED_AT_ONCE, seed=_number(seeds))
+
+
+def leading_documents(source: Source, max_bytes: int | None) -> list[str]:
+    """The first documents of the validation split, whole ones up to so many bytes, at least one; None: all. Of a
+    mixture, each source's share of them goes by the weights.
+
+    Raises:
+        ValueError: `max_bytes` is below 1.
+    """
+    if max_bytes is not None and max_bytes < 1:
+        raise ValueError(f"max_bytes={max_bytes}: allowed are 1 and above, or None")
+    return _leading(source, max_bytes)
 
 
 def _leading(source: Source, max_bytes: int | None) -> list[str]:

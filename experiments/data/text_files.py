@@ -2,7 +2,9 @@
 
 import dataclasses
 import glob
+import gzip
 import hashlib
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from .source import HELD_OUT_ONE_IN, Source, Split, check_split, summarize
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextFiles(Source):
-    """UTF-8 text files of this machine.
+    """UTF-8 text files of this machine, plain or packed by gzip (.gz).
 
     Without `validation`, one file in twenty (at least one) is held out, those with the lowest SHA-256 of their content.
     A single file gives its last twentieth: documents where `separator` finds several, else lines, else characters.
@@ -94,8 +96,8 @@ def _find(argument: str, patterns: tuple[str, ...]) -> list[Path]:
 
 def _bytes(argument: str, path: Path) -> bytes:
     try:
-        return path.read_bytes()
-    except OSError as error:
+        return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{argument}: cannot read {path} ({error}); allowed are readable UTF-8 files") from error
 
 

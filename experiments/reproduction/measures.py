@@ -10,7 +10,7 @@ from ..data import held_out
 from ..experiment import Experiment
 from ..metrics import read_metrics
 from ..training.loop import Result
-from ..training.restore import Trained
+from ..training.restore import as_trained
 from ..training.routers import RouterStatistics, measure_routers
 from ..training.step import ROUTERS
 
@@ -30,7 +30,7 @@ class FinishedRun:
         experiment, state = self.experiment, self.result.state
         sizes = {"batch_size": experiment.batch_size, "sequence_length": experiment.sequence_length}
         text = held_out(experiment.source, experiment.tokenizer, **sizes, max_bytes=experiment.evaluation_bytes)
-        trained = Trained(experiment, self.result.trainer, state.params, state.variables, self.result.step)
+        trained = as_trained(experiment, self.result.trainer, state.params, state.variables, self.result.step)
         return measure_routers(trained, text)
 
 

@@ -6,30 +6,66 @@ import jax
 from flax import nnx
 
 from ...models import DecoderLM, Layout, MeshShape
+from ...models.checkpoints import Pretrained
+from ..data import HeldOut
 from ..experiment import Experiment
 from ..places import Place
 from ..run_directory import RunDirectory, is_quantized
 from .checkpoints import Checkpoints
+from .evaluation import bits_per_byte, total_nats
 from .quantized_run import load_quantized_run
-from .step import Trainer, build_evaluate, build_trainer
+from .step import Evaluate, Trainer, build_evaluate, build_trainer
 
 METRIC = "bits_per_byte"
 """The measurement by which a checkpoint is the best: held-out bits per byte."""
 
 
 class Trained(NamedTuple):
-    """A run's model on one device."""
+    """A model with what measures it: of a run, or published."""
 
     experiment: Experiment
-    trainer: Trainer
+    graph: nnx.GraphDef
     params: nnx.State
     variables: nnx.State
+    layout: Layout
+    evaluate: Evaluate
     step: int
-    """The checkpoint's step."""
+    """The checkpoint's step; 0 of a published model."""
+    stop_tokens: tuple[int, ...] = ()
+    """Ids that end an answer, besides the tokenizer's own."""
+    pretrained: Pretrained | None = None
+    """Of a published model: what saving it again needs."""
+    run: Place | None = None
+    """The directory of a run."""
 
     @property
     def model(self) -> DecoderLM:
-        return nnx.merge(self.trainer.graph, self.params, self.variables)
+        return nnx.merge(self.graph, self.params, self.variables)
+
+    def nats(self, text: HeldOut) -> float:
+        """Sum of the negative log-likelihoods of a text's targets."""
+        return total_nats(self.evaluate, self.params, self.variables, text, self.layout)
+
+    def bits_per_byte(self, text: HeldOut) -> float:
+        """See `evaluation.bits_per_byte`."""
+        return bits_per_byte(self.evaluate, self.params, self.variables, text, self.layout)
+
+
+def as_trained(experiment: Experiment, trainer: Trainer, params: nnx.State, variables: nnx.State, step: int) -> Trained:
+    """The model of a trainer with the parameters of a step."""
+    return Trained(experiment, trainer.graph, params, variables, trainer.layout, trainer.evaluate, step)
+
+
+def model_as_trained(experiment: Experiment, model: DecoderLM, step: int) -> Trained:
+    """A model as it is, on the first device: packed or published, stacked or not."""
+    graph, params, variables = nnx.split(model, nnx.Param, ...)
+    layout = one_device()
+    return Trained(experiment, graph, params, variables, layout, build_evaluate(graph, layout), step)
+
+
+def one_device() -> Layout:
+    """The first device of this process, as a mesh."""
+    return Layout(MeshShape(data=1).build(jax.local_devices()[:1]))
 
 
 def load_trained(path: Place, step: int | None = None) -> Trained:
@@ -47,22 +83,14 @@ def load_trained(path: Place, step: int | None = None) -> Trained:
     experiment = directory.config
     if not isinstance(experiment, Experiment):
         raise ValueError(f"{path} holds a {type(experiment).__name__}; it must be the run of an Experiment")
-    layout = Layout(MeshShape(data=1).build(jax.local_devices()[:1]))
-    trainer = build_trainer(experiment.model, experiment.optimizer, layout, steps=experiment.steps)
     if is_quantized(directory.path):
         model, packed_step = load_quantized_run(directory.path, experiment.model)
         if step not in (None, packed_step):
             raise ValueError(f"checkpoint is {step}; {path} holds the packed weights of step {packed_step} alone")
-        return packed_as_trained(experiment, trainer, model, packed_step)
+        return model_as_trained(experiment, model, packed_step)._replace(run=directory.path)
+    trainer = build_trainer(experiment.model, experiment.optimizer, one_device(), steps=experiment.steps)
     weights, step = restore_weights(directory, trainer, step)
-    return Trained(experiment, trainer, weights["params"], weights["variables"], step)
-
-
-def packed_as_trained(experiment: Experiment, trainer: Trainer, model: DecoderLM, step: int) -> Trained:
-    """A model with packed weights, to evaluate and to generate from; its trainer evaluates it and cannot train it."""
-    graph, params, variables = nnx.split(model, nnx.Param, ...)
-    trainer = trainer._replace(graph=graph, evaluate=build_evaluate(graph, trainer.layout))
-    return Trained(experiment, trainer, params, variables, step)
+    return as_trained(experiment, trainer, weights["params"], weights["variables"], step)._replace(run=directory.path)
 
 
 def restore_weights(

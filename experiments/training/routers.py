@@ -76,7 +76,7 @@ def measure_routers(trained: Trained, text: HeldOut) -> list[RouterStatistics]:
     Raises:
         NoRouters: the model has none; nothing was computed.
     """
-    graph, layout = trained.trainer.graph, trained.trainer.layout
+    graph, layout = trained.graph, trained.layout
 
     @jax.jit
     def measure(params: nnx.State, variables: nnx.State, windows: Windows) -> list:

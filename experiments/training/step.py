@@ -45,6 +45,10 @@ class TrainState(NamedTuple):
     """Every random number of the run is drawn from (seed, step, layer)."""
 
 
+Evaluate = Callable[[nnx.State, nnx.State, Windows], tuple[Float[Array, ""], Int[Array, ""]]]
+"""Of parameters, variables and a batch: sum of the targets' negative log-likelihoods in nats, and their number."""
+
+
 class Trainer(NamedTuple):
     """Compiled functions of one experiment, and the shape of its state."""
 
@@ -57,8 +61,7 @@ class Trainer(NamedTuple):
     step: Callable[[TrainState, Windows], tuple[TrainState, dict[str, Any]]]
     """Consumes the state and a batch, returns the next state and metrics. A step with a non-finite loss or gradient
     changes nothing and reports `finite` False."""
-    evaluate: Callable[[nnx.State, nnx.State, Windows], tuple[Float[Array, ""], Int[Array, ""]]]
-    """Sum of the targets' negative log-likelihoods in nats, and their number."""
+    evaluate: Evaluate
 
 
 def build_trainer(
@@ -130,9 +133,7 @@ def build_trainer(
     )
 
 
-def build_evaluate(
-    graph: nnx.GraphDef, layout: Layout
-) -> Callable[[nnx.State, nnx.State, Windows], tuple[Float[Array, ""], Int[Array, ""]]]:
+def build_evaluate(graph: nnx.GraphDef, layout: Layout) -> Evaluate:
     """`Trainer.evaluate` of a model, which may also be another than the one that was trained, such as a packed one."""
 
     def evaluate(params: nnx.State, variables: nnx.State, windows: Windows) -> tuple[jax.Array, jax.Array]:

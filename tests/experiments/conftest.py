@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import jax
 import matplotlib.figure
 import pytest
+import tokenizers
 from jax.experimental.compilation_cache import compilation_cache
 from rich.console import Console
 
@@ -221,6 +223,21 @@ def dynamoe(
     yield call
     for logger, level in zip(loggers, levels, strict=True):
         logger.setLevel(level)
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    """A tiny OLMoE of random weights with a tokenizer of words: <unk>, <s>, </s>, <end>, w4, w5 to w31."""
+    folder = tmp_path / "published"
+    fixtures = Path(__file__).parents[1] / "models" / "checkpoints" / "fixtures"
+    shutil.copytree(fixtures / "olmoe", folder, ignore=shutil.ignore_patterns("*.npz"))
+    names = ["<unk>", "<s>", "</s>", "<end>", *(f"w{number}" for number in range(4, 32))]
+    vocabulary = {name: number for number, name in enumerate(names)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -11,12 +11,12 @@ import jax
 import numpy as np
 import pytest
 
-from dynamoe.experiments.commands import inspect
+from dynamoe.experiments.commands import inspect, model_option
 from dynamoe.experiments.commands.trained_run import parts_of_mixture
 from dynamoe.experiments.data import HeldOut, Mixture, TextFiles
 from dynamoe.experiments.experiment import Experiment
 from dynamoe.experiments.router_tables import token_table
-from dynamoe.experiments.training.restore import Trained
+from dynamoe.experiments.training.restore import Trained, as_trained
 from dynamoe.experiments.training.routers import RouterStatistics, measure_routers, router_history
 from dynamoe.experiments.training.specialization import total_variation
 from dynamoe.experiments.training.step import build_trainer
@@ -120,8 +120,8 @@ def test_a_run_without_routers_is_refused_in_one_line(
     layout = Layout(MeshShape(data=1).build(jax.devices()[:1]))
     trainer = build_trainer(experiment.model, experiment.optimizer, layout, steps=1)
     shapes = trainer.abstract_state
-    trained = Trained(experiment, trainer, shapes.params, shapes.variables, 0)
-    monkeypatch.setattr(inspect, "load_trained", lambda path, step: trained)
+    trained = as_trained(experiment, trainer, shapes.params, shapes.variables, 0)
+    monkeypatch.setattr(model_option, "load_trained", lambda path, step: trained)
     status, output, errors = dynamoe("inspect", "--run-dir", tmp_path)
     assert (status, output) == (1, "")
     assert re.match(r"dynamoe: error: the model has no routers, its networks are Dense\(", errors)

@@ -9,11 +9,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from flax import nnx
 from rich.console import Console
 
 from dynamoe.experiments.commands.train import _measured
 from dynamoe.experiments.run_directory import read_metrics
 from dynamoe.experiments.training.loop import Result
+from dynamoe.experiments.training.step import Trainer
 
 Dynamoe = Callable[..., tuple[int, str, str]]
 
@@ -37,9 +39,10 @@ def test_routers_that_cannot_be_measured_do_not_fail_a_training_that_is_done(
     def refuse(trained: Any, text: Any) -> Any:
         raise ValueError("the network of layer 0 routes, and did not call tap")
 
-    state: Any = SimpleNamespace(params=None, variables=None)
+    state: Any = SimpleNamespace(params=nnx.State({}), variables=nnx.State({}))
     nothing: Any = None
-    result = Result(Path("r"), 3, 2.0, 1.0, nothing, state, nothing, None)
+    trainer = Trainer(*[nothing] * len(Trainer._fields))
+    result = Result(Path("r"), 3, 2.0, 1.0, trainer, state, nothing, None)
     monkeypatch.setattr("dynamoe.experiments.commands.train.measure_routers", refuse)
     assert _measured(tiny(), result, Console(soft_wrap=True)) is None
     said = "the report shows routers of the last logged batch: the network of layer 0 routes, and did not call tap"

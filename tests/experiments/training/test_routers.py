@@ -13,7 +13,7 @@ import pytest
 
 from dynamoe.experiments.data import HeldOut, held_out
 from dynamoe.experiments.experiment import Experiment
-from dynamoe.experiments.training.restore import Trained
+from dynamoe.experiments.training.restore import Trained, as_trained
 from dynamoe.experiments.training.routers import RouterStatistics, entropy_share, measure_routers, router_history
 from dynamoe.experiments.training.routing_counts import Seen, Tally, index_text, watch
 from dynamoe.experiments.training.step import Trainer, build_trainer
@@ -48,7 +48,7 @@ def routed(tiny: Callable[..., Experiment]) -> Routed:
     experiment = tiny(model=dataclasses.replace(tiny().model, layers=4, ffn=CROWDED))
     trainer = trainer_of(experiment)
     state = trainer.init(jnp.uint32(0))
-    trained = Trained(experiment, trainer, state.params, state.variables, 0)
+    trained = as_trained(experiment, trainer, state.params, state.variables, 0)
     text = held_out(experiment.source, experiment.tokenizer, batch_size=7, sequence_length=16)
     return Routed(trained, text, measure_routers(trained, text))
 
@@ -140,7 +140,7 @@ def test_a_model_without_routers_is_refused_before_it_computes(
     shapes = trainer.abstract_state
     text = held_out(experiment.source, experiment.tokenizer, batch_size=1, sequence_length=16)
     with pytest.raises(ValueError, match=r"the model has no routers, its networks are Dense\(hidden=32"):
-        measure_routers(Trained(experiment, trainer, shapes.params, shapes.variables, 0), text)
+        measure_routers(as_trained(experiment, trainer, shapes.params, shapes.variables, 0), text)
 
 
 def test_entropy_is_a_share_of_its_largest_value() -> None:
