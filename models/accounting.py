@@ -3,6 +3,7 @@
 Active FLOPs are the matrix multiplications of one token's forward pass through everything that runs for it: attention,
 router, its share of the experts, head; not norms, softmax and other pointwise work, nor the embedding's look-up.
 A multiplication and an addition count as two. Attention scores count the whole sequence S, as the masked kernels run.
+Heads of exits before the last do not run for a token that goes to the end: they have parameters, none active.
 Where experts work on mixtures of a sequence's tokens, all their parameters are active, at the cost of the mixtures.
 """
 
@@ -44,7 +45,7 @@ def count_parts(config: Decoder, sequence_length: int) -> list[Part]:
     if sequence_length < 1:
         raise ValueError(f"sequence_length is {sequence_length}; it must be at least 1 token")
     model = nnx.eval_shape(lambda: config.build(jax.random.key(0), stacked=False))
-    order = ("embedding", "attention", "attention scores", *_FEED_FORWARD, "norms", "head")
+    order = ("embedding", "attention", "attention scores", *_FEED_FORWARD, "norms", "exit heads", "head")
     totals: dict[str, list[float]] = {name: [0, 0, 0] for name in order}
     for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         shape, axes = variable.get_value().shape, variable.get_metadata().get("axes") or ()
@@ -55,6 +56,8 @@ def count_parts(config: Decoder, sequence_length: int) -> list[Part]:
         run = size * (ffn.flops_fraction(sequence_length) if ffn else 1.0)
         entry = totals[name]
         entry[0] += size
+        if name == "exit heads":
+            continue
         entry[1] += active
         # A vector, one per expert or one for all, is a bias or a scale: it takes part in no matrix multiplication.
         matrix = len(shape) - ("expert" in axes) >= 2 and not str(path[-1]).endswith("bias")
@@ -77,6 +80,8 @@ def count_parts(config: Decoder, sequence_length: int) -> list[Part]:
 def _part(path: tuple, axes: tuple) -> str:
     if path[0] == "embedding":
         return "embedding"
+    if path[0] == "exit_heads":
+        return "exit heads"
     if path[0] == "head_kernel":
         return "head"
     if path[-1] == "scale":

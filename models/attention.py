@@ -185,12 +185,18 @@ class AttentionLayer(nnx.Module):
         """Attention among the tokens of x."""
         return self.attend(x, positions, *self.keys_values(x, positions), self._near(mask, positions, positions))
 
+    def remember(
+        self, x: Float[Array, "B S D"], positions: Int[Array, "B S"], mask: Bool[Array, "B S"], cache: LayerCache
+    ) -> LayerCache:
+        """Write the tokens of x into the cache, where `mask` is True."""
+        turns = jnp.where(mask, positions, 0)  # padding stands behind, and must not lengthen the text
+        return cache.write(*self.keys_values(x, turns), positions, mask)
+
     def decode(
         self, x: Float[Array, "B S D"], positions: Int[Array, "B S"], mask: Bool[Array, "B S"], cache: LayerCache
     ) -> tuple[Float[Array, "B S D"], LayerCache]:
         """Write the tokens of x into the cache (where `mask` is True) and attend to all valid slots up to each."""
-        turns = jnp.where(mask, positions, 0)  # padding stands behind, and must not lengthen the text
-        cache = cache.write(*self.keys_values(x, turns), positions, mask)
+        cache, turns = self.remember(x, positions, mask, cache), jnp.where(mask, positions, 0)
         heads = cached_attention(
             self.queries(x, turns),
             cache,

@@ -7,6 +7,7 @@
 Letters: B batch, S sequence, D width, V vocabulary, L layers, T = B * S tokens.
 """
 
+import bisect
 import functools
 import math
 from collections.abc import Callable
@@ -18,15 +19,21 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from ..moe import FeedForward, LayerPattern, MoEStats, Routing, RoutingContext, Tap
+from ..dynamic import Exits, LayerDropout
+from ..moe import FeedForward, LayerPattern, MoEStats, RoutingContext, Tap
 from .attention import Attention, causal_mask
+from .block import Block, Recorder, run_segment
 from .cache import Cache, LayerCache, empty_layer
+from .exit_heads import build_exit_head
 from .ffn import Dense
-from .layers import Segment, build_segments, split_repeats, stack, unstack
+from .layers import build_segments, stack, unstack
 from .linear import linear, look_up
 from .norm import RMSNorm
 from .self_attention import AttentionPattern, SelfAttention
 from .sharding import Layout
+
+_DROPOUT_STREAM = 0xD801
+"""Folded into the key of a layer for its dropout, away from its router's noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +68,10 @@ class Decoder:
     """Recompute each layer's activations in the backward pass instead of keeping them."""
     loss_block: int | None = None
     """Positions of a sequence whose logits a loss holds at once, computed again in the backward pass; none: all."""
+    exits: Exits | None = None
+    """Where the model can already answer; none: after the last layer alone."""
+    layer_dropout: LayerDropout | None = None
+    """Which layers are left out now and then in training."""
     unroll: int = 1
     """Repeats of the layers' scan that are compiled as one: more are faster, above all on CPU, and compile longer."""
 
@@ -79,6 +90,8 @@ class Decoder:
                 raise ValueError(f"Decoder.{name} is {getattr(self, name)}; it must be positive and finite")
         for attention in self.attentions:
             attention.cache_shape(self.width)
+        if self.exits is not None:
+            self.exits.depths(self.layers)
         for layer, ffn in enumerate(self.feed_forwards):
             if ffn.looks_ahead and not self.allow_look_ahead:
                 raise ValueError(
@@ -102,13 +115,29 @@ class Decoder:
         return tuple(self.attention.at(layer) for layer in range(self.layers))
 
     @property
-    def kinds(self) -> tuple[tuple[SelfAttention, FeedForward], ...]:
-        """What each layer is made of: layers of equal kind may be stacked."""
-        return tuple(zip(self.attentions, self.feed_forwards, strict=True))
+    def exit_depths(self) -> tuple[int, ...]:
+        """How many layers run before each exit; the last is the model's own end."""
+        return (self.layers,) if self.exits is None else self.exits.depths(self.layers)
+
+    @property
+    def kinds(self) -> tuple[tuple[SelfAttention, FeedForward, int], ...]:
+        """What each layer is made of, and how many exits stand before it: layers of equal kind may be stacked."""
+        before = [bisect.bisect_right(self.exit_depths, layer) for layer in range(self.layers)]
+        return tuple(zip(self.attentions, self.feed_forwards, before, strict=True))
 
     def build(self, key: jax.Array, *, stacked: bool = True) -> "DecoderLM":
         """Build the model with fresh parameters, stacked for training or unstacked for decoding and editing."""
         return DecoderLM(self, key=key, stacked=stacked)
+
+
+class NewTokens(NamedTuple):
+    """Tokens that come behind those in a cache."""
+
+    tokens: Int[Array, "B S"]
+    positions: Int[Array, "B S"]
+    """One after the other in each row."""
+    mask: Bool[Array, "B S"]
+    """True at real tokens; padding stands behind them."""
 
 
 class Hidden(NamedTuple):
@@ -120,6 +149,8 @@ class Hidden(NamedTuple):
     """As in `Output`."""
     taps: dict[str, Any]
     """As in `Output`."""
+    exits: tuple[Float[Array, "B S D"], ...] = ()
+    """What enters the head of each exit before the last."""
 
 
 class Output(NamedTuple):
@@ -131,49 +162,6 @@ class Output(NamedTuple):
     """Of each layer; None where its feed-forward network is dense."""
     taps: dict[str, Any]
     """What the tap returned, by path: "layers.0.attention", "layers.0.ffn", ..., "head"."""
-
-
-class Block(nnx.Module):
-    """One layer: x + attention(norm(x)), then x + ffn(norm(x)), both scaled where the configuration says so."""
-
-    def __init__(self, config: Decoder, attention: SelfAttention, ffn: FeedForward, key: jax.Array):
-        attention_key, ffn_key = jax.random.split(key)
-        self.scale = config.residual_scale
-        self.attention_norm = RMSNorm(config.width, epsilon=config.norm_epsilon)
-        self.attention = attention.build(width=config.width, epsilon=config.norm_epsilon, key=attention_key)
-        self.ffn_norm = RMSNorm(config.width, epsilon=config.norm_epsilon)
-        self.ffn = ffn.build(width=config.width, key=ffn_key)
-
-    def __call__(
-        self,
-        x: Float[Array, "B S D"],
-        positions: Int[Array, "B S"],
-        mask: Bool[Array, "B S S"],
-        context: RoutingContext,
-        tap: Tap,
-    ) -> tuple[Float[Array, "B S D"], MoEStats | None]:
-        normed = self.attention_norm(x)
-        tap("attention", normed, None)
-        x = self._add(x, self.attention(normed, positions, mask))
-        y, stats = self.ffn(self.ffn_norm(x), context, tap)
-        return self._add(x, y), stats
-
-    def decode(
-        self,
-        x: Float[Array, "B S D"],
-        positions: Int[Array, "B S"],
-        mask: Bool[Array, "B S"],
-        context: RoutingContext,
-        cache: LayerCache,
-    ) -> tuple[Float[Array, "B S D"], LayerCache]:
-        """The layer over new tokens and the cache of earlier ones."""
-        y, cache = self.attention.decode(self.attention_norm(x), positions, mask, cache)
-        x = self._add(x, y)
-        y, _ = self.ffn(self.ffn_norm(x), context)
-        return self._add(x, y), cache
-
-    def _add(self, x: Float[Array, "B S D"], y: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
-        return x + y if self.scale == 1 else x + self.scale * y
 
 
 class DecoderLM(nnx.Module):
@@ -197,16 +185,26 @@ class DecoderLM(nnx.Module):
         if not config.tied:
             initial = jax.nn.initializers.lecun_normal()(head, shape[::-1])
             self.head_kernel = nnx.Param(initial, axes=("embed", "vocab"))
+        if config.exits is not None:
+            heads = jax.random.split(jax.random.fold_in(head, 1), len(config.exits.after))
+            self.exit_heads = nnx.List([build_exit_head(config.exits.head, config, key) for key in heads])
 
     def embed(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S D"]:
         """Token embeddings in the compute dtype. A token outside the vocabulary becomes NaN, so that it shows."""
         rows = look_up(self.embedding[...], tokens).astype(self.config.dtype)
         return rows if self.config.embedding_scale == 1 else self.config.embedding_scale * rows
 
-    def head(self, x: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
-        """Logits of the next token, in float32."""
-        kernel = self.embedding[...].T if self.config.tied else self.head_kernel[...]
-        logits = linear(self.final_norm(x), kernel, dtype=jnp.float32)
+    def head(self, x: Float[Array, "B S D"], exit: int = -1) -> Float[Array, "B S V"]:
+        """Logits of the next token, in float32, at an exit: of those of `Decoder.exit_depths`, the last by default."""
+        norm, kernel = self.final_norm, None
+        if exit not in (-1, len(self.config.exit_depths) - 1):
+            own = self.exit_heads[exit]
+            norm, kernel = own.norm or norm, own.kernel
+        if kernel is not None:
+            kernel = kernel[...]
+        else:
+            kernel = self.embedding[...].T if self.config.tied else self.head_kernel[...]
+        logits = linear(norm(x), kernel, dtype=jnp.float32)
         return logits if self.config.logit_scale == 1 else self.config.logit_scale * logits
 
     def __call__(
@@ -232,8 +230,8 @@ class DecoderLM(nnx.Module):
             layout: keeps activations split by batch on a mesh, where dispatchers then run device by device. None: leave
                 that to XLA.
         """
-        x, stats, taps = self.hidden(tokens, segments, positions, key=key, training=training, tap=tap, layout=layout)
-        return Output(self.head(x), stats, taps)
+        hidden = self.hidden(tokens, segments, positions, key=key, training=training, tap=tap, layout=layout)
+        return Output(self.head(hidden.x), hidden.stats, hidden.taps)
 
     def hidden(
         self,
@@ -245,8 +243,14 @@ class DecoderLM(nnx.Module):
         training: bool = False,
         tap: Tap | None = None,
         layout: Layout | None = None,
+        progress: Float[Array, ""] | float = 1.0,
     ) -> Hidden:
-        """All but the head, of the same arguments; for losses that never hold all logits, see likelihood.py."""
+        """All but the head, of the same arguments; for losses that never hold all logits, see likelihood.py.
+
+        Args:
+            progress: share of the training that is done, for what changes over it.
+        """
+        config = self.config
         segments = jnp.ones_like(tokens) if segments is None else segments
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape) if positions is None else positions
         constrain: Callable[[jax.Array], jax.Array] = (lambda x: x) if layout is None else layout.constrain
@@ -258,18 +262,25 @@ class DecoderLM(nnx.Module):
         def layer(block: Block, x: jax.Array, index: jax.Array | int) -> tuple[jax.Array, tuple[MoEStats | None, dict]]:
             recorder = Recorder(tap)
             context = flat if key is None else flat._replace(key=jax.random.fold_in(key, index))
-            x, stats = block(constrain(x), positions, mask, context, recorder)
-            return constrain(x), (stats, recorder.seen)
+            y, stats = block(constrain(x), positions, mask, context, recorder)
+            if training and key is not None and config.layer_dropout is not None:
+                draw = jax.random.fold_in(jax.random.fold_in(key, index), _DROPOUT_STREAM)
+                kept = config.layer_dropout.kept(draw, len(x), index, config.layers, jnp.asarray(progress))
+                y = jnp.where(kept[:, None, None], y, x)
+            return constrain(y), (stats, recorder.seen)
 
-        x, stats, taps = constrain(self.embed(tokens)), [], {}
+        early = config.exit_depths[:-1]
+        x, stats, taps, exits = constrain(self.embed(tokens)), [], {}, []
         for segment in self.segments:
-            x, outputs = run_segment(segment, x, layer, first=len(stats), config=self.config)
+            x, outputs = run_segment(segment, x, layer, first=len(stats), remat=config.remat, unroll=config.unroll)
             for layer_stats, seen in outputs:
                 taps |= {f"layers.{len(stats)}.{path}": value for path, value in seen.items()}
                 stats.append(layer_stats)
+            if len(stats) in early:
+                exits.append(x)
         if tap is not None:
             taps["head"] = tap("head", x, None)
-        return Hidden(x, tuple(stats), taps)
+        return Hidden(x, tuple(stats), taps, tuple(exits))
 
     def decode(
         self,
@@ -302,21 +313,57 @@ class DecoderLM(nnx.Module):
         layout: Layout | None = None,
     ) -> tuple[Float[Array, "B S D"], Cache]:
         """`decode` without the head: what `head` would make logits of, and the cache. See there."""
+        mask = jnp.ones(tokens.shape, bool) if mask is None else mask
+        positions = cache.length[:, None] + jnp.arange(tokens.shape[1])[None]
+        new = NewTokens(tokens, positions, mask)
+        x, layers = self.decode_layers(self.embed(tokens), new, cache.layers, first=0, layout=layout)
+        return x, Cache(layers, cache.length + mask.sum(axis=1, dtype=jnp.int32))
+
+    def decode_layers(
+        self,
+        x: Float[Array, "B S D"],
+        new: NewTokens,
+        caches: tuple[LayerCache, ...],
+        *,
+        first: int,
+        layout: Layout | None = None,
+    ) -> tuple[Float[Array, "B S D"], tuple[LayerCache, ...]]:
+        """Run some layers over new tokens, and write them into these layers' caches.
+
+        Args:
+            x: what enters layer `first`.
+            new: the tokens.
+            caches: of layers `first`, `first` + 1 and so on, as many as are to run.
+            first: number of the first layer.
+            layout: as for a forward pass.
+
+        Raises:
+            ValueError: the model is stacked.
+        """
+        constrain: Callable[[jax.Array], jax.Array] = (lambda x: x) if layout is None else layout.constrain
+        context = RoutingContext(mask=new.mask.reshape(-1), token_ids=new.tokens.reshape(-1), placement=layout)
+        x, written = constrain(x), []
+        for block, cache in zip(self._blocks(first, len(caches)), caches, strict=True):
+            x, cache = block.decode(x, new.positions, new.mask, context, cache)
+            x = constrain(x)
+            written.append(cache)
+        return x, tuple(written)
+
+    def remember_layers(
+        self, x: Float[Array, "B S D"], new: NewTokens, caches: tuple[LayerCache, ...], *, first: int
+    ) -> tuple[LayerCache, ...]:
+        """Write keys and values of x into the caches of layers that do not run for it: state propagation, Elbayad et
+        al. 2020, https://arxiv.org/abs/1910.10073, as in CALM. Arguments as of `decode_layers`."""
+        blocks = self._blocks(first, len(caches))
+        return tuple(block.remember(x, *new[1:], cache) for block, cache in zip(blocks, caches, strict=True))
+
+    def _blocks(self, first: int, count: int) -> list[Block]:
+        """Some layers in a row."""
         if any(segment.depth > 1 for segment in self.segments):
             raise ValueError(
                 "decode needs the layers unstacked; this model is stacked: use with_layers(model, stacked=False)"
             )
-        constrain: Callable[[jax.Array], jax.Array] = (lambda x: x) if layout is None else layout.constrain
-        mask = jnp.ones(tokens.shape, bool) if mask is None else mask
-        positions = cache.length[:, None] + jnp.arange(tokens.shape[1])[None]
-        context = RoutingContext(mask=mask.reshape(-1), token_ids=tokens.reshape(-1), placement=layout)
-        x, layers = constrain(self.embed(tokens)), []
-        for segment, layer_cache in zip(self.segments, cache.layers, strict=True):
-            block = cast(Block, segment.unit.layers[0])
-            x, layer_cache = block.decode(x, positions, mask, context, layer_cache)
-            x = constrain(x)
-            layers.append(layer_cache)
-        return x, Cache(tuple(layers), cache.length + mask.sum(axis=1, dtype=jnp.int32))
+        return [cast(Block, segment.unit.layers[0]) for segment in self.segments[first : first + count]]
 
     def update_router_states(self, stats: tuple[MoEStats | None, ...]) -> None:
         """Store what the routers are to remember of a forward pass, `Output.stats`, outside of the gradient."""
@@ -338,40 +385,6 @@ class DecoderLM(nnx.Module):
         layer = functools.partial(empty_layer, batch=batch, slots=slots, dtype=jnp.dtype(self.config.dtype))
         shapes = [attention.cache_shape(self.config.width) for attention in self.config.attentions]
         return Cache(tuple(layer(*shape) for shape in shapes), jnp.zeros(batch, jnp.int32))
-
-
-class Recorder:
-    """Collects what a tap returns within one layer, so that it can leave a scan or a rematerialised function."""
-
-    def __init__(self, tap: Tap | None):
-        self.tap = tap
-        self.seen: dict[str, Any] = {}
-
-    def __call__(self, path: str, activations: jax.Array, routing: Routing | None) -> None:
-        if self.tap is not None:
-            self.seen[path] = self.tap(path, activations, routing)
-
-
-def run_segment(
-    segment: Segment, x: jax.Array, layer: Callable, *, first: int, config: Decoder
-) -> tuple[jax.Array, list[tuple[MoEStats | None, dict]]]:
-    """Run a segment's layers, numbered from `first`, and return each one's outputs."""
-    length = len(segment.unit.layers)
-
-    def unit(x: jax.Array, state: nnx.State, start: jax.Array | int) -> tuple[jax.Array, list]:
-        outputs = []
-        for offset, block in enumerate(nnx.merge(graph, state).layers):
-            x, output = layer(block, x, start + offset)
-            outputs.append(output)
-        return x, outputs
-
-    graph, state = nnx.split(segment.unit) if segment.repeats == 1 else split_repeats(segment)
-    unit = jax.checkpoint(unit) if config.remat else unit
-    if segment.repeats == 1:
-        return unit(x, state, first)
-    starts = first + length * jnp.arange(segment.repeats)
-    x, stacked = jax.lax.scan(lambda x, of: unit(x, *of), x, (state, starts), unroll=config.unroll)
-    return x, [jax.tree.map(lambda a, i=i: a[i], output) for i in range(segment.repeats) for output in stacked]
 
 
 def with_layers(model: DecoderLM, *, stacked: bool) -> DecoderLM:

@@ -132,6 +132,13 @@ class LatentAttentionLayer(nnx.Module):
         heads = dot_product_attention(query, keys, linear(latent, self.value[...]), mask, scale=self._scale)
         return linear(heads, self.output[...], inputs=2)
 
+    def remember(
+        self, x: Float[Array, "B S D"], positions: Int[Array, "B S"], mask: Bool[Array, "B S"], cache: LayerCache
+    ) -> LayerCache:
+        """Write the tokens of x into the cache, where `mask` is True."""
+        turns = jnp.where(mask, positions, 0)  # padding stands behind, and must not lengthen the text
+        return cache.write(*self.keys_values(x, turns), positions, mask)
+
     def decode(
         self, x: Float[Array, "B S D"], positions: Int[Array, "B S"], mask: Bool[Array, "B S"], cache: LayerCache
     ) -> tuple[Float[Array, "B S D"], LayerCache]:
@@ -140,8 +147,7 @@ class LatentAttentionLayer(nnx.Module):
         The maps up to keys and values move over to queries and outputs, so that attention runs on the latent vectors
         themselves, as if they were one key-value head.
         """
-        turns = jnp.where(mask, positions, 0)
-        cache = cache.write(*self.keys_values(x, turns), positions, mask)
+        cache, turns = self.remember(x, positions, mask, cache), jnp.where(mask, positions, 0)
         held = cache.block(0, cache.valid.shape[1])
         shared, latent = (array.swapaxes(1, 2).astype(x.dtype) for array in (held.keys, held.values))
         plain, rotary = self._queries(x, turns)

@@ -31,6 +31,12 @@ class SelfAttentionModule(Protocol):
         """Attention among the tokens of x, where `mask` lets a token (second axis) see another (third)."""
         ...
 
+    def remember(
+        self, x: Float[Array, "B S D"], positions: Int[Array, "B S"], mask: Bool[Array, "B S"], cache: LayerCache
+    ) -> LayerCache:
+        """Write what later tokens need of x into the cache (where `mask` is True)."""
+        ...
+
     def decode(
         self, x: Float[Array, "B S D"], positions: Int[Array, "B S"], mask: Bool[Array, "B S"], cache: LayerCache
     ) -> tuple[Float[Array, "B S D"], LayerCache]:

@@ -14,9 +14,10 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, UInt
 
-from ...models import Decoder, DecoderLM, Hidden, Layout, negative_log_likelihood
+from ...models import Decoder, DecoderLM, Hidden, Layout
 from ..data import Windows, target_mask
 from ..optimizers import TrainingRule
+from .exits_loss import exit_nats, exits_loss
 from .process_rows import global_rows
 
 ROUTERS = "routers"
@@ -82,19 +83,24 @@ def build_trainer(
         with jax.numpy_dtype_promotion("standard"):
             return TrainState(params, variables, rule.init(params), jnp.zeros((), jnp.int32), seed)
 
-    def loss(params: nnx.State, variables: nnx.State, windows: Windows, key: jax.Array, targets: jax.Array):
+    def loss(params: nnx.State, variables: nnx.State, windows: Windows, key: jax.Array, targets: jax.Array, progress):
         model = nnx.merge(graph, params, variables)
-        hidden = _forward(model, windows, layout, key=key, training=True)
-        task, routing = _nats(model, hidden, windows) / targets, _router_metrics(hidden, accumulation)
-        return task + routing["auxiliary_loss"], ({"loss": task, **routing}, hidden.stats)
+        hidden = _forward(model, windows, layout, key=key, training=True, progress=progress)
+        task, metrics = exits_loss(model, hidden, windows, progress)
+        task, metrics = jax.tree.map(lambda nats: nats / targets, (task, metrics))
+        routing = _router_metrics(hidden, accumulation)
+        return task + routing["auxiliary_loss"], ({**metrics, **routing}, hidden.stats)
 
     def step(state: TrainState, windows: Windows) -> tuple[TrainState, dict[str, Any]]:
         key = jax.random.fold_in(jax.random.key(state.seed), state.step)
         targets = jnp.maximum(target_mask(windows.segments).sum(), 1).astype(jnp.float32)
+        progress = state.step.astype(jnp.float32) / steps
 
         def gradient(variables: nnx.State, part: Windows, index: jax.Array) -> tuple[Any, nnx.State]:
             part_key = jax.random.fold_in(key, index)
-            gradients, (metrics, stats) = jax.grad(loss, has_aux=True)(state.params, variables, part, part_key, targets)
+            gradients, (metrics, stats) = jax.grad(loss, has_aux=True)(
+                state.params, variables, part, part_key, targets, progress
+            )
             model = nnx.merge(graph, state.params, variables)
             model.update_router_states(stats)
             _, _, variables = nnx.split(model, nnx.Param, ...)
@@ -138,7 +144,7 @@ def build_evaluate(graph: nnx.GraphDef, layout: Layout) -> Evaluate:
 
     def evaluate(params: nnx.State, variables: nnx.State, windows: Windows) -> tuple[jax.Array, jax.Array]:
         model = nnx.merge(graph, params, variables)
-        return _nats(model, _forward(model, windows, layout), windows), target_mask(windows.segments).sum()
+        return exit_nats(model, _forward(model, windows, layout), windows), target_mask(windows.segments).sum()
 
     return jax.jit(evaluate)
 
@@ -153,13 +159,6 @@ def to_device(windows: Windows, layout: Layout) -> Windows:
 def _forward(model: DecoderLM, windows: Windows, layout: Layout, **options: Any) -> Hidden:
     inputs: list[Any] = [array[:, :-1] for array in windows]
     return model.hidden(*inputs, layout=layout, **options)
-
-
-def _nats(model: DecoderLM, hidden: Hidden, windows: Windows) -> Float[Array, ""]:
-    """Sum of the negative log-likelihoods of the targets that count."""
-    targets: Any = windows.tokens[:, 1:]
-    nats = negative_log_likelihood(model, hidden.x, targets)
-    return jnp.where(target_mask(windows.segments), nats, 0.0).sum()
 
 
 def _router_metrics(hidden: Hidden, accumulation: int) -> dict[str, Any]:
