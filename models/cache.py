@@ -24,8 +24,9 @@ class LayerCache(NamedTuple):
     keys: Float[Array, "rows G slots P"]
     values: Float[Array, "rows G slots W"]
     valid: Bool[Array, "rows slots"]
-    row: Int[Array, ""] | None = None
-    """Stand for this row alone, B = 1: its tokens are read and written where they lie. None: for all rows."""
+    row: Int[Array, ""] | Int[Array, " B"] | None = None
+    """Stand for this row alone, B = 1, or for these B rows: their tokens are read and written where they lie. None: for
+    all rows."""
 
     def write(
         self,
@@ -49,8 +50,12 @@ class LayerCache(NamedTuple):
         """The `size` slots from `start` on, as a cache of B rows."""
 
         def cut(array: jax.Array) -> jax.Array:
-            rows, first = (array.shape[0], 0) if self.row is None else (1, self.row)
-            return jax.lax.dynamic_slice(array, (first, 0, start, 0), (rows, array.shape[1], size, array.shape[3]))
+            if self.row is None:
+                return jax.lax.dynamic_slice_in_dim(array, start, size, axis=2)
+            shape = (1, array.shape[1], size, array.shape[3])
+            if self.row.size == 1:
+                return jax.lax.dynamic_slice(array, (self.row.reshape(()), 0, start, 0), shape)
+            return jax.vmap(lambda row: jax.lax.dynamic_slice(array, (row, 0, start, 0), shape)[0])(self.row)
 
         return LayerCache(cut(self.keys), cut(self.values), cut(self.valid[:, None, :, None])[:, 0, :, 0])
 
@@ -62,13 +67,13 @@ class LayerCache(NamedTuple):
     def forget(self, rows: Bool[Array, " B"]) -> "LayerCache":
         """Make all slots of these rows invalid."""
         kept = self.block(0, self.valid.shape[1]).valid & ~rows[:, None]
-        return self._replace(
-            valid=kept if self.row is None else jax.lax.dynamic_update_slice(self.valid, kept, (self.row, 0))
-        )
+        return self._replace(valid=kept if self.row is None else self.valid.at[self.row.reshape(-1)].set(kept))
 
     def _written(self, array: jax.Array, new: jax.Array, start: Int[Array, " B"]) -> jax.Array:
         if self.row is not None:
-            return _put_within(array, new, self.row, start[0])
+            for number, row in enumerate(self.row.reshape(-1)):
+                array = _put_within(array, new[number : number + 1], row, start[number])
+            return array
 
         def one_by_one(array: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
             for row in range(array.shape[0]):

@@ -28,10 +28,12 @@ class BuiltExitHead(nnx.Module):
 
     def __init__(self, head: ExitHead, config: HeadConfig, key: jax.Array):
         self.norm = RMSNorm(config.width, epsilon=config.norm_epsilon) if head.own_norm else None
-        self.kernel = None
-        if head.own_kernel:
-            initial = jax.nn.initializers.lecun_normal()(key, (config.width, config.vocab))
-            self.kernel = nnx.Param(initial, axes=("embed", "vocab"))
+        self.kernel = _kernel(config, key) if head.own_kernel else None
+
+
+def _kernel(config: HeadConfig, key: jax.Array) -> nnx.Param:
+    initial = jax.nn.initializers.lecun_normal()(key, (config.width, config.vocab))
+    return nnx.Param(initial, axes=("embed", "vocab"))
 
 
 def build_exit_head(head: ExitHead, config: HeadConfig, key: jax.Array) -> BuiltExitHead:

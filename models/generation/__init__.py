@@ -1,5 +1,6 @@
 """Generation: many requests share a model's rows, each as if it were alone."""
 
+from .early_exit import Depths, EarlyExitEngine
 from .engine import Drawn, Engine, Usage
 from .filters import Filter, MinPTokens, RepetitionPenalty, Temperature, TopKTokens, TopPTokens
 from .request import Finish, Request
@@ -8,7 +9,9 @@ from .text import Piece, TextRequest, generate_text
 
 __all__ = [
     "Categorical",
+    "Depths",
     "Drawn",
+    "EarlyExitEngine",
     "Engine",
     "Filter",
     "Finish",

@@ -1,0 +1,300 @@
+"""Decoding in which tokens leave early and layers really do not run: continuous batching over depth.
+
+Each stage, the layers between two exits, is a program of its own, called for the rows that wait for it. Which rows go
+on is decided on the host, from the confidences of a call; rows that left begin their next token at once, so that calls
+stay full. Never a `vmap` over depth, never a loop over stacked weights. Letters: R rows, N exits.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+
+from ...dynamic import DepthQueue, EarlyExit, PropagateState, RecomputeLayers
+from ..decoder import DecoderLM, with_layers
+from .engine import Drawn, Usage, refuse_batch_dependence
+from .request import Finish, Request
+from .samplers import Greedy, Sampler
+from .stages import Call, empty_staged_rows, stages
+
+
+class Depths(NamedTuple):
+    """Where tokens left, those that a prompt ends with not counted."""
+
+    layers: tuple[int, ...]
+    """That run before each exit."""
+    tokens: tuple[int, ...]
+    """Drawn at each exit."""
+
+    @property
+    def mean(self) -> float:
+        """Layers per token; NaN where none was drawn."""
+        total = sum(self.tokens)
+        ran = sum(depth * count for depth, count in zip(self.layers, self.tokens, strict=True))
+        return ran / total if total else float("nan")
+
+
+class _Row:
+    """A request that is under way in a row."""
+
+    def __init__(self, number: int, request: Request, exits: int):
+        self.number, self.request = number, request
+        self.key = np.asarray(jax.random.key_data(jax.random.key(np.uint32(request.seed))))
+        self.tokens = list(request.prompt)
+        self.ran = [0] * exits
+        """Tokens that each stage has run for."""
+        self.drawn = 0
+
+
+class EarlyExitEngine:
+    """Draws tokens for requests by a policy of early exit. Otherwise as `Engine`.
+
+    engine = EarlyExitEngine(model, EarlyExit(confidence=Top2Gap(), threshold=0.8), rows=32, width=16)
+    engine.submit(Request(prompt=prompt, max_tokens=100))
+    for drawn in engine.run():
+        print(drawn.request, drawn.token)
+    print(engine.depths.mean)
+
+    The prompt, and with it the first token, goes through all layers.
+    """
+
+    def __init__(
+        self,
+        model: DecoderLM,
+        policy: EarlyExit,
+        *,
+        rows: int = 8,
+        width: int | None = None,
+        slots: int = 1024,
+        sampler: Sampler | None = None,
+        chunk: int = 512,
+        vocab: int | None = None,
+    ):
+        """
+        Args:
+            model: stacked or unstacked, with exits.
+            policy: who leaves, and when.
+            rows: R, requests at a time.
+            width: rows of a call at most; with fewer than R, rows wait until others stand at the same depth, and calls
+                stay full. None: R.
+            slots: tokens of prompt and answer that a row can hold.
+            sampler: how tokens are chosen; None: greedily.
+            chunk: tokens of a prompt that are read at a time.
+            vocab: ids from here on are never drawn.
+
+        Raises:
+            ValueError: a number is out of bounds; the model has no exits, or others than the policy; its mixtures would
+                make a request depend on its neighbours; or a filter of the sampler looks at earlier tokens.
+        """
+        limit, width = model.config.vocab if vocab is None else vocab, rows if width is None else width
+        for name, value in (("rows", rows), ("width", width), ("slots", slots), ("chunk", chunk)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        if width > rows:
+            raise ValueError(f"width is {width} and rows {rows}; a call has no more rows than there are")
+        if not 1 <= limit <= model.config.vocab:
+            raise ValueError(f"vocab is {limit}; it must be at least 1 and at most the model's {model.config.vocab}")
+        if model.config.exits is None:
+            raise ValueError("Decoder.exits is None; a policy of early exit needs a model that was trained with exits")
+        refuse_batch_dependence(model, None)
+        sampler = Greedy() if sampler is None else sampler
+        if sampler.needs_seen:
+            raise ValueError(f"sampler is {sampler}; with early exit no filter may look at the tokens before")
+        self.policy, self._depths = policy, model.config.exit_depths
+        policy.threshold.check_exits(len(self._depths) - 1)
+        self._most = policy.skipped.most
+        # Before a stage stand what may wait there and the newest, and as many as came through the stage before at once.
+        capacity = tuple(_power_of_two((self._most + 1) * (exit + 1)) for exit in range(len(self._depths) - 1))
+        graph, state = nnx.split(with_layers(model, stacked=False))
+        self._leaves, structure = jax.tree.flatten(state)
+        self._held = empty_staged_rows(model, policy.confidence, rows=rows, slots=slots, capacity=capacity)
+        self._stages = stages(graph, structure, sampler, policy.confidence, limit, self._depths)
+        self._rows: list[_Row | None] = [None] * rows
+        self._queue = DepthQueue(len(self._depths), width, together=policy.batch.together)
+        self._waiting: deque[_Row] = deque()
+        self._arrived: deque[Drawn] = deque()
+        self._submitted, self._counts = 0, [0] * len(self._depths)
+        self._chunk, self.slots, self.vocab = min(chunk, slots), slots, model.config.vocab
+        self.usage = Usage()
+
+    @property
+    def depths(self) -> Depths:
+        """Where tokens have left so far."""
+        return Depths(self._depths, tuple(self._counts))
+
+    def submit(self, request: Request) -> int:
+        """Queue a request, also while others run, and return its number, counted from 0.
+
+        Raises:
+            ValueError: as `Request.check`.
+        """
+        request.check(slots=self.slots, vocab=self.vocab)
+        self._waiting.append(_Row(self._submitted, request, len(self._depths)))
+        self._submitted += 1
+        return self._submitted - 1
+
+    def cancel(self, number: int) -> None:
+        """End a request: it draws nothing more. One that has ended stays as it is."""
+        self._waiting = deque(row for row in self._waiting if row.number != number)
+        for index, row in enumerate(self._rows):
+            if row is not None and row.number == number:
+                self._queue.remove(index)
+                self._rows[index] = None
+
+    def run(self) -> Iterator[Drawn]:
+        """Draw until no request is left. It may be left and called again: it goes on where it was."""
+        while True:
+            while self._arrived:
+                yield self._arrived.popleft()
+            self._admit()
+            if not self._queue.empty:
+                self._advance()
+            elif not self._arrived and not self._waiting:
+                return
+
+    def _admit(self) -> None:
+        """Read the prompts of waiting requests into free rows. Rows that leave together also begin together."""
+        if self._queue.together and not self._queue.empty:
+            return
+        entered = []
+        for index, row in enumerate(self._rows):
+            if row is None and self._waiting:
+                self._rows[index] = self._waiting.popleft()
+                self._read(index)
+                entered.append(index)
+        self._queue.add(0, [index for index in entered if self._rows[index] is not None])
+
+    def _read(self, index: int) -> None:
+        start, row = time.perf_counter(), self._row(index)
+        prompt, token = row.request.prompt, 0
+        for begin in range(0, len(prompt), self._chunk):
+            part = prompt[begin : begin + self._chunk]
+            call = self._call([index], [begin], [len(part)], [0], [part])
+            self._held, tokens = self._stages.read(self._leaves, self._held, call)
+            token = int(np.asarray(tokens)[0])
+        row.ran = [len(prompt)] * len(self._depths)
+        usage = self.usage
+        self.usage = usage._replace(
+            prompt_tokens=usage.prompt_tokens + len(prompt),
+            prompt_seconds=usage.prompt_seconds + time.perf_counter() - start,
+        )
+        self._hand_out(index, token)
+
+    def _advance(self) -> None:
+        """One stage for the rows whose turn it is."""
+        start = time.perf_counter()
+        stage, indices = self._queue.next()
+        if isinstance(self.policy.skipped, RecomputeLayers):
+            self._run_again(stage, indices)
+        tokens, scores = self._run(stage, indices)
+        left = self._leaving(stage, indices, scores)
+        on = [index for index, leaves in zip(indices, left, strict=True) if not leaves]
+        self._queue.add(stage + 1, on) if on else None
+        gone = [index for index, leaves in zip(indices, left, strict=True) if leaves]
+        if gone and stage < len(self._depths) - 1 and isinstance(self.policy.skipped, PropagateState):
+            self._remember(stage, gone)
+        for index, token, leaves in zip(indices, tokens, left, strict=True):
+            if leaves:
+                self._counts[stage] += 1
+                self._hand_out(index, token)
+        self._queue.add(0, [index for index in gone if self._rows[index] is not None])
+        self.usage = self.usage._replace(
+            drawn_tokens=self.usage.drawn_tokens + len(gone),
+            drawn_seconds=self.usage.drawn_seconds + time.perf_counter() - start,
+        )
+
+    def _leaving(self, stage: int, indices: Sequence[int], scores: Sequence[float]) -> list[bool]:
+        """Which rows have their token now."""
+        if stage == len(self._depths) - 1:
+            return [True] * len(indices)
+        left = []
+        for index, score in zip(indices, scores, strict=True):
+            row = self._row(index)
+            sure = score >= self.policy.threshold.at(stage, row.drawn)
+            left.append(sure and row.ran[stage] - row.ran[stage + 1] <= max(self._most, 1))
+        return [all(left)] * len(left) if self.policy.batch.together else left
+
+    def _run(self, stage: int, indices: Sequence[int]) -> tuple[list[int], list[float]]:
+        rows = [self._row(index) for index in indices]
+        starts = [row.ran[stage] for row in rows]
+        stops = [len(row.tokens) if stage == 0 else row.ran[stage - 1] for row in rows]
+        call = self._stage_call(stage, indices, starts, stops, recomputed=False)
+        self._held, answer = self._stages.run[stage](self._leaves, self._held, call)
+        for row, stop in zip(rows, stops, strict=True):
+            row.ran[stage] = stop
+        token, score = jax.device_get(answer)
+        return token[: len(indices)].tolist(), score[: len(indices)].tolist()
+
+    def _run_again(self, stage: int, indices: Sequence[int]) -> None:
+        """All tokens that wait before a stage through the stages before it, where more than the newest one wait."""
+        rows = [self._row(index) for index in indices]
+        starts, stops = [row.ran[stage] for row in rows], [row.ran[stage - 1] if stage else 0 for row in rows]
+        if stage and max(stop - start for start, stop in zip(starts, stops, strict=True)) > 1:
+            for before in range(stage):
+                call = self._stage_call(before, indices, starts, stops, recomputed=True)
+                self._held, _ = self._stages.run[before](self._leaves, self._held, call)
+
+    def _stage_call(
+        self, stage: int, indices: Sequence[int], starts: Sequence[int], stops: Sequence[int], *, recomputed: bool
+    ) -> Call:
+        rows = [self._row(index) for index in indices]
+        parts = [row.tokens[start:stop] for row, start, stop in zip(rows, starts, stops, strict=True)]
+        last = stage == len(self._depths) - 1
+        keep = not (last or recomputed or isinstance(self.policy.skipped, PropagateState))
+        behind = [starts[n] - row.ran[stage + 1] if keep else 0 for n, row in enumerate(rows)]
+        return self._call(indices, starts, [len(part) for part in parts], behind, parts)
+
+    def _remember(self, exit: int, indices: Sequence[int]) -> None:
+        rows = [self._row(index) for index in indices]
+        starts = [row.ran[exit] - 1 for row in rows]
+        call = self._call(indices, starts, [1] * len(rows), [0] * len(rows), [row.tokens[-1:] for row in rows])
+        self._held = self._stages.remember[exit](self._leaves, self._held, call)
+        for row in rows:
+            row.ran[exit + 1 :] = [row.ran[exit]] * (len(row.ran) - exit - 1)
+
+    def _call(
+        self,
+        indices: Sequence[int],
+        starts: Sequence[int],
+        counts: Sequence[int],
+        behind: Sequence[int],
+        parts: Sequence[Sequence[int]],
+    ) -> Call:
+        """Arrays of the next larger powers of two: few shapes are compiled."""
+        rows, length = _power_of_two(len(indices)), _power_of_two(max(counts))
+        tokens = np.zeros((rows, length), np.int32)
+        numbers = np.zeros((5, rows), np.int32)
+        numbers[0] = len(self._rows)  # nobody's row
+        key = np.zeros((rows, *self._row(indices[0]).key.shape), np.uint32)
+        for n, index in enumerate(indices):
+            tokens[n, : counts[n]] = parts[n]
+            numbers[:, n] = index, starts[n], counts[n], behind[n], self._row(index).drawn
+            key[n] = self._row(index).key
+        row, start, count, back, drawn = numbers
+        return Call(row, tokens, start, count, back, key, drawn)
+
+    def _row(self, index: int) -> _Row:
+        row = self._rows[index]
+        assert row is not None
+        return row
+
+    def _hand_out(self, index: int, token: int) -> None:
+        row = self._row(index)
+        row.tokens.append(token)
+        row.drawn += 1
+        finish = None
+        if token in row.request.stop_tokens:
+            finish = Finish.STOP
+        elif row.drawn == row.request.max_tokens:
+            finish = Finish.LENGTH
+        if finish is not None:
+            self._rows[index] = None
+        self._arrived.append(Drawn(row.number, token, finish))
+
+
+def _power_of_two(number: int) -> int:
+    return 1 << (number - 1).bit_length()
