@@ -2,7 +2,16 @@
 
 from .coverage import Coverage, CoverageReport
 from .round_to_nearest import RoundToNearest
-from .rules import Rule, compress
+from .rules import Rule, choose_techniques, compress, compress_one
 from .technique import Technique
 
-__all__ = ["Coverage", "CoverageReport", "RoundToNearest", "Rule", "Technique", "compress"]
+__all__ = [
+    "Coverage",
+    "CoverageReport",
+    "RoundToNearest",
+    "Rule",
+    "Technique",
+    "choose_techniques",
+    "compress",
+    "compress_one",
+]

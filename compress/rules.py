@@ -54,6 +54,23 @@ def compress(
         ValueError: a pattern decides for no path, or an array that a rule asks for cannot be compressed. All are
             listed, and nothing was computed.
     """
+    chosen = choose_techniques(arrays, rules, leave=leave, unfit=unfit, statistics=statistics)
+    smaller, entries = {}, []
+    for path, array in arrays.items():
+        smaller[path], entry = compress_one(path, array, chosen[path], (statistics or {}).get(path))
+        entries.append(entry)
+    return smaller, CoverageReport(entries=tuple(entries))
+
+
+def choose_techniques(
+    arrays: Mapping[str, Any],
+    rules: Sequence[Rule],
+    *,
+    leave: Sequence[str] = (),
+    unfit: Mapping[str, str] | None = None,
+    statistics: Mapping[str, Any] | None = None,
+) -> dict[str, Technique | None]:
+    """What `compress` does to every path, from shapes alone. Arguments and errors as there."""
     chosen, problems = _assign(arrays, rules, leave)
     for path, technique in chosen.items():
         if technique is not None:
@@ -62,22 +79,21 @@ def compress(
     if problems:
         listed = "".join(f"\n- {problem}" for problem in problems)
         raise ValueError(f"rules cannot be carried out; change a pattern, or name what is to stay in `leave`:{listed}")
-    smaller, entries = {}, []
-    for path, array in arrays.items():
-        technique = chosen[path]
-        made, error = (array, 0.0) if technique is None else _compressed(technique, array, (statistics or {}).get(path))
-        smaller[path] = made
-        entries.append(
-            Coverage(
-                path=path,
-                technique=None if technique is None else technique.name,
-                shape=tuple(array.shape),
-                bytes_before=bytes_of(array),
-                bytes_after=bytes_of(made),
-                error=float(error),
-            )
-        )
-    return smaller, CoverageReport(entries=tuple(entries))
+    return chosen
+
+
+def compress_one(path: str, array: Array, technique: Technique | None, statistics: Any = None) -> tuple[Any, Coverage]:
+    """What a technique makes of one array, with its line of the report; None leaves it as it is."""
+    made, error = (array, 0.0) if technique is None else _compressed(technique, array, statistics)
+    entry = Coverage(
+        path=path,
+        technique=None if technique is None else technique.name,
+        shape=tuple(array.shape),
+        bytes_before=bytes_of(array),
+        bytes_after=bytes_of(made),
+        error=float(error),
+    )
+    return made, entry
 
 
 def _assign(
@@ -105,7 +121,7 @@ def _assign(
     return chosen, problems
 
 
-def _refusal(technique: Technique, array: Array, statistics: Any) -> str | None:
+def _refusal(technique: Technique, array: Array | jax.ShapeDtypeStruct, statistics: Any) -> str | None:
     """Why the technique cannot do it, asked of the array's shape alone."""
     if array.ndim < 2:
         return f"it is {'a vector' if array.ndim else 'a number'}, not a matrix"

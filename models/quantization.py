@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from ..compress import CoverageReport, Rule, compress
+from ..compress import Coverage, CoverageReport, Rule, Technique, choose_techniques, compress_one
 from ..kernels.quantized import Quantized
 from ..moe import QuantizedWeight
 from .decoder import DecoderLM
@@ -52,25 +52,53 @@ def quantize_model(
         ValueError: a pattern decides for nothing, a parameter that is asked for cannot be packed (all are listed), or
             the model does not run with its packed weights.
     """
-    forms, arrays, unfit = {}, {}, {}
-    packed = nnx.clone(model)
+    packed, plan = nnx.clone(model), plan_quantization(model, rules, leave=leave)
+    entries = []
     for path, variable in nnx.to_flat_state(nnx.state(packed, nnx.Param)):
-        name = parameter_name(packed, path)
-        form = form_of(packed, path, variable)
+        variable, entry = plan[path].carry_out(variable)
+        set_variable(packed, path, variable)
+        entries.append(entry)
+    check_that_it_runs(packed)
+    return packed, CoverageReport(entries=tuple(entries))
+
+
+class PlannedParameter(NamedTuple):
+    """What is to become of one parameter."""
+
+    name: str
+    form: Form | None
+    technique: Technique | None
+
+    def carry_out(self, variable: nnx.Variable) -> tuple[nnx.Variable, Coverage]:
+        """The variable that takes its place, and its line of the report."""
+        array = variable.get_value() if self.form is None else self.form.to_matrix(variable.get_value())
+        made, entry = compress_one(self.name, array, self.technique)
+        if self.technique is None or self.form is None:
+            return variable, entry
+        if not isinstance(made, Quantized):
+            raise ValueError(
+                f"{self.name}: a technique made a {type(made).__name__} of it; a model takes Quantized alone"
+            )
+        return self.form.to_variable(made), entry
+
+
+def plan_quantization(
+    model: DecoderLM, rules: Sequence[Rule], *, leave: Sequence[str] = ()
+) -> dict[tuple, PlannedParameter]:
+    """What `quantize_model` does to every parameter, by its path; the model may have shapes in place of arrays.
+
+    Raises:
+        ValueError: as `quantize_model`.
+    """
+    forms, shapes, unfit = {}, {}, {}
+    for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+        name, form, value = parameter_name(model, path), form_of(model, path, variable), variable.get_value()
         forms[name] = path, form
-        arrays[name] = variable.get_value() if form is None else form.to_matrix(variable.get_value())
+        shapes[name] = jax.ShapeDtypeStruct(value.shape if form is None else form.shape, value.dtype)
         if form is None:
             unfit[name] = "its module does not multiply with packed weights"
-    smaller, report = compress(arrays, rules, leave=leave, unfit=unfit)
-    for name, made in smaller.items():
-        path, form = forms[name]
-        if form is None or made is arrays[name]:
-            continue
-        if not isinstance(made, Quantized):
-            raise ValueError(f"{name}: a technique made a {type(made).__name__} of it; a model takes Quantized alone")
-        set_variable(packed, path, form.to_variable(made))
-    _check_that_it_runs(packed)
-    return packed, report
+    chosen = choose_techniques(shapes, rules, leave=leave, unfit=unfit)
+    return {path: PlannedParameter(name, form, chosen[name]) for name, (path, form) in forms.items()}
 
 
 def parameter_names(model: DecoderLM) -> list[str]:
@@ -131,7 +159,7 @@ def _owner(model: nnx.Module, modules: Sequence[Any]) -> Any:
     return owner
 
 
-def _check_that_it_runs(model: DecoderLM) -> None:
+def check_that_it_runs(model: DecoderLM) -> None:
     """Trace a forward pass, without computing it: a module that cannot use a packed weight says so now."""
     graph, state = nnx.split(model)
     tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)

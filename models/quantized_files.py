@@ -4,18 +4,22 @@ weights.safetensors   every variable; packed ones as `kernels.quantized.to_array
 weights.json          how they are packed, the form of the layers, and a checksum of the other file
 """
 
+import dataclasses
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from ..kernels.quantized import Quantized, from_arrays, to_arrays
+from ..moe import QuantizedWeight
 from .decoder import Decoder, DecoderLM
 from .quantization import Form, form_of, set_variable
 
@@ -59,12 +63,20 @@ def save_quantized(model: DecoderLM, path: Path) -> None:
     _to_disk(path.parent)
 
 
-def load_quantized(path: Path, config: Decoder) -> DecoderLM:
+def load_quantized(
+    path: Path,
+    config: Decoder,
+    *,
+    dtype: np.dtype | None = None,
+    prepare: Callable[[DecoderLM], DecoderLM] = lambda model: model,
+) -> DecoderLM:
     """Read what `save_quantized` wrote, on the first device; the weights are never there unpacked.
 
     Args:
         path: the folder.
         config: the model's configuration.
+        dtype: of parameters, and what packed weights stand for; None: as they were saved.
+        prepare: makes of a fresh model, without numbers, what was saved but for what the file says is packed.
 
     Raises:
         ValueError: there is no such folder, its files are damaged or of another version, or the model has other
@@ -73,8 +85,22 @@ def load_quantized(path: Path, config: Decoder) -> DecoderLM:
     description = _description(path)
     stacked, packed = description["stacked"], description["packed"]
     values = from_arrays(_read(path / WEIGHTS, description), packed)
-    model = nnx.eval_shape(lambda: config.build(jax.random.key(0), stacked=stacked))
+    if dtype is not None:
+        config = dataclasses.replace(config, dtype=dtype.name)
+    model = nnx.eval_shape(lambda: prepare(config.build(jax.random.key(0), stacked=stacked)))
     variables = {_name(place): (place, variable) for place, variable in nnx.to_flat_state(nnx.state(model))}
+    for name in values if dtype is not None else ():
+        # What routers remember keeps its own dtype.
+        if name in variables and isinstance(variables[name][1], nnx.Param | QuantizedWeight):
+            place, variable = variables[name]
+            values[name] = values[name].astype(dtype)
+            wanted = variable.get_value()
+            variables[name] = (
+                place,
+                variable.replace(
+                    wanted.astype(dtype) if isinstance(wanted, Quantized) else jax.ShapeDtypeStruct(wanted.shape, dtype)
+                ),
+            )
     forms = {name: form_of(model, *variables[name]) for name in packed if name in variables}
     problems = [f"{name} is missing" for name in variables if name not in values]
     problems += [f"{name} is not the model's" for name in values if name not in variables]

@@ -105,7 +105,7 @@ def transformers_model(shape: Shape, model: DecoderLM, threads: int) -> Peer:
         max_position_embeddings=shape.long,
     )
     # The way to choose how experts run is an argument of this method alone.
-    peer = Qwen3MoeForCausalLM._fromdecoder(config, experts_implementation="grouped_mm", dtype=torch.float32).eval()
+    peer = Qwen3MoeForCausalLM._from_config(config, experts_implementation="grouped_mm", dtype=torch.float32).eval()
     values = dict(_named_weights(shape, model))
     peer.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in values.items()})
     return Peer(peer)

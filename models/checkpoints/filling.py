@@ -6,6 +6,7 @@ Beside the arrays that stay, the host holds one tensor of the file at a time, an
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ..decoder import DecoderLM
+from ..quantization import set_variable
 from ..sharding import Layout
 from .arrays import Place, array_of, places_of, shape_of, wanted_dtype
 from .folder import Source
@@ -25,10 +27,27 @@ from .turning import aligned, contiguous, copy
 Leaf = tuple[tuple[Any, ...], str | None]
 
 
+Finish = Callable[[tuple[Any, ...], nnx.Variable], nnx.Variable]
+"""Makes of a variable that is filled, and of its path, the one that is kept in its place."""
+
+
 def filled(
-    model: DecoderLM, tensors: list[FileTensor], source: Source, layout: Layout | None, dtype: np.dtype
+    model: DecoderLM,
+    tensors: list[FileTensor],
+    source: Source,
+    layout: Layout | None,
+    dtype: np.dtype,
+    finish: Finish | None = None,
 ) -> DecoderLM:
     """The abstract model with the numbers of the files.
+
+    Args:
+        model: with shapes in place of arrays.
+        tensors: of the files, with the places that they belong to.
+        source: the files.
+        layout: the mesh; None: the default device.
+        dtype: of the parameters.
+        finish: called as soon as a parameter is whole; what it was filled in is then given up.
 
     Raises:
         ValueError: an array does not divide over the mesh, before anything is read; or a tied head is another than the
@@ -46,7 +65,7 @@ def filled(
     shardings = _shardings(state, layout)
     order = sorted(tensors, key=lambda tensor: _position(source.entries.get(tensor.name)))
     largest = max(entry.bytes for entry in source.entries.values())
-    filler = _Filler(variables, places, shardings, dtype, largest)
+    filler = _Filler(variables, places, shardings, dtype, largest, finish)
     for tensor in order:
         entry = source.entries.get(tensor.name)
         if entry is None:
@@ -55,7 +74,10 @@ def filled(
             _check_same(entry, source.entries[tensor.same_as])
         else:
             filler.fill(tensor, entry)
-    return nnx.merge(graph, nnx.from_flat_state(filler.variables()))
+    model = nnx.merge(graph, nnx.from_flat_state(filler.variables()))
+    for path, variable in filler.finished.items():
+        set_variable(model, path, variable)
+    return model
 
 
 def _position(entry: Entry | None) -> tuple[str, int]:
@@ -81,8 +103,19 @@ class _Filler:
     On one CPU an array fills up in memory that JAX then takes over as it is; elsewhere on the devices.
     """
 
-    def __init__(self, variables: dict, places: dict[str, Place], shardings: dict, dtype: np.dtype, largest: int):
+    def __init__(
+        self,
+        variables: dict,
+        places: dict[str, Place],
+        shardings: dict,
+        dtype: np.dtype,
+        largest: int,
+        finish: Finish | None,
+    ):
         self.abstract, self.places, self.shardings, self.dtype = variables, places, shardings, dtype
+        self.finish, self.finished = finish, {}
+        self.left = {place.leaf: _size(variables, place) for place in places.values()}
+        """Numbers that each array still lacks."""
         self.on_cpu = not shardings and jax.default_backend() == "cpu"
         self.leaves: dict[Leaf, Any] = {}
         self.space, self.part_space = np.empty(largest, np.uint8), aligned(0)
@@ -96,7 +129,13 @@ class _Filler:
             shape = array_of(variable.get_value(), place.part).shape
             dtype = wanted_dtype(variable, place.part, self.dtype)
             put = self._put_in_memory if self.on_cpu else self._put_on_devices
-            put(place, (*place.repeat, *piece.index), piece.start, piece.view(array), shape, dtype)
+            seen = piece.view(array)
+            put(place, (*place.repeat, *piece.index), piece.start, seen, shape, dtype)
+            self.left[place.leaf] -= seen.size
+            if self.finish is not None and not self.left[place.leaf] and type(variable) is nnx.Param:
+                whole = variable.replace(self._given(self.leaves.pop(place.leaf)))
+                self.finished[place.variable] = self.finish(place.variable, whole)
+                del whole
 
     def _put_in_memory(
         self,
@@ -136,18 +175,30 @@ class _Filler:
         # Else tensors would queue up in memory faster than they are copied; and the next one uses the same memory.
         jax.block_until_ready(self.leaves[place.leaf])
 
+    def _given(self, array: Any) -> jax.Array:
+        """A full array as JAX's own."""
+        return jax.device_put(array) if self.on_cpu else array
+
     def variables(self) -> dict[tuple[Any, ...], nnx.Variable]:
         """The variables with their arrays."""
         done = {}
-        self.leaves = {leaf: jax.device_put(array) if self.on_cpu else array for leaf, array in self.leaves.items()}
+        self.leaves = {leaf: self._given(array) for leaf, array in self.leaves.items()}
         for path, variable in self.abstract.items():
             value = variable.get_value()
+            if path in self.finished:
+                done[path] = variable
+                continue
             if (path, None) in self.leaves:
                 value = self.leaves[path, None]
             else:
                 value = dataclasses.replace(value, codes=self.leaves[path, "codes"], scales=self.leaves[path, "scales"])
             done[path] = variable.replace(value)
         return done
+
+
+def _size(variables: dict, place: Place) -> int:
+    """Numbers of the whole array that a place is in."""
+    return math.prod(array_of(variables[place.variable].get_value(), place.part).shape)
 
 
 def _part(

@@ -1,6 +1,7 @@
 """A folder with a published model: config.json, safetensors files, perhaps their index, a tokenizer's files."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,8 +65,13 @@ def open_folder(folder: Path) -> Source:
         for tensor, file in index["weight_map"].items():
             if tensor not in entries or entries[tensor].path.name != _inside(folder, file).name:
                 raise ValueError(f"{INDEX} says that {tensor!r} is in {file}; it is not")
+    return Source(config, entries, tuple(shards), index, kept_files(folder))
+
+
+def kept_files(folder: Path) -> tuple[Path, ...]:
+    """The files of the tokenizer and the like."""
     kept = {file for pattern in (*KEPT, *KEPT_ALSO) for file in folder.glob(pattern) if file.is_file()}
-    return Source(config, entries, tuple(shards), index, tuple(sorted(kept)))
+    return tuple(sorted(kept))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -79,6 +85,11 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ValueError(f"{path} holds a {type(data).__name__}; it must be an object")
     return data
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write an object."""
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _files_of(index: dict[str, Any], folder: Path) -> list[str]:

@@ -8,6 +8,7 @@ Beside the arrays that stay, the host holds one tensor of the file at a time, an
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ...compress import Rule
 from ..decoder import Decoder, DecoderLM
+from ..quantization import check_that_it_runs
 from ..sharding import Layout
 from .family import Family
 from .fields import Fields
@@ -23,6 +26,8 @@ from .filling import filled
 from .folder import Source, open_folder
 from .llama2_c import is_llama2_c, open_llama2_c
 from .mapping import FileTensor
+from .packed_folder import is_packed_folder, open_packed_folder
+from .packing import Packing
 from .pretrained import Pretrained
 from .registry import family_of
 from .tensor_files import Entry
@@ -33,9 +38,16 @@ FLOATS = ("F32", "F16", "BF16", "F64")
 
 
 def from_pretrained(
-    path: str | Path, *, layout: Layout | None = None, dtype: Any = jnp.float32, stacked: bool = False
+    path: str | Path,
+    *,
+    layout: Layout | None = None,
+    dtype: Any = jnp.float32,
+    stacked: bool = False,
+    quantize: Sequence[Rule] = (),
+    leave: Sequence[str] = (),
 ) -> Pretrained:
-    """Load a published model: a folder with config.json and safetensors, or a file of llama2.c.
+    """Load a published model: a folder with config.json and safetensors, a file of llama2.c, or a folder that
+    `save_pretrained` wrote of a packed one.
 
     Args:
         path: the folder or file; or where there is none of that name "organisation/name" on the Hugging Face hub, whose
@@ -44,6 +56,10 @@ def from_pretrained(
         dtype: of parameters and of computing with them, float32 or bfloat16. Packed weights stay packed, and what
             routers remember stays in float32.
         stacked: equal layers as one scanned array (training) instead of one each (decoding).
+        quantize: rules of which parameters are packed, as of `quantize_model`; none: all stay as they are. Each is
+            packed as soon as it is whole, and its numbers given up: beside what is packed the host holds the parameters
+            that are under way, those of a layer's experts if a file goes expert by expert. Wants unstacked layers.
+        leave: patterns of parameters that stay as they are, whatever the rules say.
 
     Raises:
         ValueError: there is no model, its architecture or a value of its configuration is unknown, its files are
@@ -52,7 +68,15 @@ def from_pretrained(
     """
     if jnp.dtype(dtype) not in (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)):
         raise ValueError(f"dtype is {jnp.dtype(dtype)}; allowed are float32 and bfloat16")
+    if quantize and (stacked or layout is not None):
+        raise ValueError("quantize is given, with a layout or stacked layers; load without, on one device")
+    if leave and not quantize:
+        raise ValueError(f"leave is {tuple(leave)} and quantize empty; it takes parameters out of the rules")
     place = _local(path)
+    if is_packed_folder(place):
+        if quantize or stacked or layout is not None:
+            raise ValueError(f"{place} is packed already; it loads unstacked, on one device, without rules")
+        return open_packed_folder(place, jnp.dtype(dtype))
     source, family = open_llama2_c(place) if is_llama2_c(place) else (open_folder(place), None)
     fields = Fields(source.config)
     saved_as = family_of(fields)
@@ -60,10 +84,17 @@ def from_pretrained(
     decoder = _decoder(family, fields, source)
     tensors = checked_tensors(family, fields, decoder, source.entries)
     decoder = dataclasses.replace(decoder, dtype=jnp.dtype(dtype).name)
-    model = filled(abstract_model(family, fields, decoder, stacked), tensors, source, layout, jnp.dtype(dtype))
+    abstract = abstract_model(family, fields, decoder, stacked)
+    packing = Packing(abstract, quantize, leave, jnp.dtype(dtype)) if quantize else None
+    model = filled(abstract, tensors, source, layout, jnp.dtype(dtype), packing)
+    if packing is not None:
+        check_that_it_runs(model)
+    coverage = None if packing is None else packing.report
     dtypes = {entry.name: entry.dtype for entry in source.entries.values()}
     left_out = tuple(name for name in source.entries if family.left_out(name, decoder))
-    return Pretrained(model, source.config, saved_as, dtypes, source.shards, source.index, source.files, left_out)
+    return Pretrained(
+        model, source.config, saved_as, dtypes, source.shards, source.index, source.files, left_out, coverage
+    )
 
 
 def _local(path: str | Path) -> Path:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ...compress import CoverageReport
 from ..decoder import DecoderLM
 from .family import Family
 from .folder import Shard
@@ -25,3 +26,5 @@ class Pretrained(NamedTuple):
     """The tokenizer's and the like, which saving copies."""
     left_out: tuple[str, ...] = ()
     """Tensors of the files that are no weights of the model."""
+    coverage: CoverageReport | None = None
+    """What became of every parameter, where they were packed while loading."""

@@ -1,7 +1,6 @@
 """Models back into safetensors that transformers loads, tensor by tensor."""
 
 import functools
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,8 +15,9 @@ from ..decoder import DecoderLM
 from .arrays import Place, array_of, places_of
 from .described import check_described
 from .fields import Fields
-from .folder import CONFIG, INDEX, SINGLE, Shard
+from .folder import CONFIG, INDEX, SINGLE, Shard, write_json
 from .mapping import FileTensor, Piece, whole
+from .packed_folder import is_packed_further, save_packed_folder
 from .pretrained import Pretrained
 from .registry import family_of
 from .tensor_files import DTYPES, Outgoing, write_file
@@ -34,6 +34,9 @@ def save_pretrained(pretrained: Pretrained, path: str | Path) -> None:
     comes out byte by byte, where it was loaded in a dtype that holds the files' numbers. With several processes all
     must call it; the first one writes.
 
+    A model whose weights were packed is written in a form of our own, which `from_pretrained` reads and transformers
+    does not.
+
     Args:
         pretrained: from `from_pretrained`, perhaps with another model in it; or from `as_pretrained`.
         path: a new or empty folder.
@@ -45,6 +48,9 @@ def save_pretrained(pretrained: Pretrained, path: str | Path) -> None:
     folder = Path(path)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"path is {folder}, which is there and not an empty folder; it must be new or empty")
+    if is_packed_further(pretrained):
+        save_packed_folder(pretrained, folder)
+        return
     tensors = {tensor.name: tensor for tensor in _tensors(pretrained)}
     shards = pretrained.shards or _divided(tensors, pretrained.dtypes)
     writes = jax.process_index() == 0
@@ -68,10 +74,10 @@ def save_pretrained(pretrained: Pretrained, path: str | Path) -> None:
     index = pretrained.index or (_index(tensors, shards, pretrained.dtypes) if len(shards) > 1 else None)
     if index is not None:
         kept = {name: file for name, file in index["weight_map"].items() if name not in pretrained.left_out}
-        _write_json(folder / INDEX, {**index, "weight_map": kept})
+        write_json(folder / INDEX, {**index, "weight_map": kept})
     for file in pretrained.files:
         shutil.copyfile(file, folder / file.name)
-    _write_json(folder / CONFIG, pretrained.config)
+    write_json(folder / CONFIG, pretrained.config)
 
 
 def as_pretrained(model: DecoderLM, config: Mapping[str, Any]) -> Pretrained:
@@ -159,7 +165,3 @@ def _index(tensors: dict[str, FileTensor], shards: tuple[Shard, ...], dtypes: di
     total = sum(_bytes(tensor, dtypes) for tensor in tensors.values())
     files = {name: shard.name for shard in shards for name in shard.tensors}
     return {"metadata": {"total_size": total}, "weight_map": files}
-
-
-def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
