@@ -83,17 +83,18 @@ def _commands(recipe: Path | None, arguments: list[str]) -> Any:
     from .commands.compress import Compress
     from .commands.demo import Demo
     from .commands.evaluate import Evaluate
+    from .commands.export import Export
     from .commands.generate import Generate
+    from .commands.init_option import default_experiment
     from .commands.inspect import Inspect
     from .commands.plan import Plan
     from .commands.reproduce import Reproduce
     from .commands.train import Train
     from .commands.upcycling_option import chosen_technique
     from .experiment import Experiment
-    from .recipes import standard_library
     from .serialization import call_recipe
 
-    experiment = standard_library.recipe() if recipe is None else call_recipe(recipe)
+    experiment = default_experiment(arguments) if recipe is None else call_recipe(recipe)
     if not isinstance(experiment, Experiment):
         raise ValueError(f"recipe {recipe}: recipe() returned {experiment!r}; it must return an Experiment")
     default = Train(experiment=experiment, technique=chosen_technique(arguments))
@@ -103,6 +104,7 @@ def _commands(recipe: Path | None, arguments: list[str]) -> Any:
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Generate, tyro.conf.subcommand("generate")]
         | Annotated[Compress, tyro.conf.subcommand("compress")]
+        | Annotated[Export, tyro.conf.subcommand("export")]
         | Annotated[Inspect, tyro.conf.subcommand("inspect")]
         | Annotated[Demo, tyro.conf.subcommand("demo")]
         | Annotated[Plan, tyro.conf.subcommand("plan", default=plan)]

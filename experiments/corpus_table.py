@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int
 
 from ..moe import HashTable, balanced_table
-from .data import Source, Tokenizer
+from .data import Document, Source, Tokenizer, document_text
 
 _DOCUMENTS = 64
 """Documents that are tokenized at once."""
@@ -52,12 +52,12 @@ def _balanced(config: CorpusTable, vocab: int, experts: int, k: int) -> Int[np.n
     return balanced_table(counts, experts, k)
 
 
-def _batches(documents: Iterable[str], max_bytes: int) -> Iterable[list[str]]:
+def _batches(documents: Iterable[Document], max_bytes: int) -> Iterable[list[str]]:
     """Documents, some at a time, until they come to so many bytes."""
     batch, size = [], 0
     for document in documents:
-        batch.append(document)
-        size += len(document.encode())
+        batch.append(document_text(document))
+        size += len(batch[-1].encode())
         if size >= max_bytes:
             break
         if len(batch) == _DOCUMENTS:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ..models.checkpoints import Pretrained, from_pretrained
+from ..models import Decoder
+from ..models.checkpoints import Pretrained, from_pretrained, open_published
 from ..models.checkpoints.folder import CONFIG
 from ..models.checkpoints.llama2_c import is_llama2_c
 from .data import HuggingFaceTokenizer, SentencePiece, Tokenizer, check_vocabulary
@@ -38,7 +39,7 @@ def is_published(path: str | Path) -> bool:
     return isinstance(config, dict) and "model_type" in config
 
 
-def open_published(
+def load_published(
     path: str | Path,
     *,
     tokenizer: Path | None = None,
@@ -59,6 +60,23 @@ def open_published(
     check_vocabulary(found, pretrained.model.config.vocab)
     longest = pretrained.config.get("max_position_embeddings")
     return Published(pretrained, found, stop_tokens(pretrained, found), longest if isinstance(longest, int) else None)
+
+
+def published_model(path: str | Path, *, tokenizer: Path | None = None) -> tuple[Decoder, Tokenizer]:
+    """A published model's configuration and tokenizer, for a recipe that trains it on; no weight is read.
+
+        def recipe():
+            model, tokenizer = published_model("path/to/OLMoE-1B-7B-0924")
+            model = dataclasses.replace(model, dtype="bfloat16", remat=True)
+            return Experiment(model=model, tokenizer=tokenizer, source=PromptCompletion(train=("mine.jsonl",)))
+
+    `dynamoe train recipe.py --init-from path/to/OLMoE-1B-7B-0924` then begins with its weights. Arguments and errors as
+    of `load_published`.
+    """
+    opened = open_published(path)
+    found = find_tokenizer(opened.source.files, name=str(path)) if tokenizer is None else open_tokenizer(tokenizer)
+    check_vocabulary(found, opened.decoder.vocab)
+    return opened.decoder, found
 
 
 def open_tokenizer(path: Path) -> Tokenizer:

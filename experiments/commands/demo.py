@@ -11,7 +11,7 @@ from rich.console import Console
 
 from ...models.accounting import Part, count_parts
 from ...models.generation import Categorical
-from ..data import HeldOut, held_out
+from ..data import HeldOut, document_text, held_out
 from ..experiment import Experiment
 from ..ngram import NGram
 from ..page import Picture, Sample, Section, Table, Text, write_report
@@ -113,9 +113,11 @@ def ngram_bits_per_byte(experiment: Experiment, text: HeldOut) -> float:
     """Bits per byte of an n-gram fitted on the training split, on the held-out text that the models are measured on."""
     tokenizer, source = experiment.tokenizer, experiment.source
     model = NGram.fit(
-        tokenizer.encode_documents(list(source.documents("train"))), vocab_size=tokenizer.vocab_size, order=ORDER
+        tokenizer.encode_documents([document_text(each) for each in source.documents("train")]),
+        vocab_size=tokenizer.vocab_size,
+        order=ORDER,
     )
-    documents = list(source.documents("validation"))[: text.documents]
+    documents = [document_text(each) for each in source.documents("validation")][: text.documents]
     return model.bits_per_byte(tokenizer.encode_documents(documents), text.bytes)
 
 

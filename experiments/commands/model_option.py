@@ -10,7 +10,7 @@ from rich.console import Console
 from ...models import DecoderLM
 from ..data import StandardLibrary, Tokenizer
 from ..experiment import Experiment
-from ..published import open_published
+from ..published import load_published
 from ..training.restore import Trained, load_trained, model_as_trained
 from .place_option import PlaceOption
 from .trained_run import find_run
@@ -53,7 +53,7 @@ class ModelOptions:
         if self.model is None:
             run = find_run(self.run_dir, console, with_checkpoints=with_checkpoints)
             return load_trained(run, self.checkpoint)
-        published = open_published(self.model, tokenizer=self.tokenizer, dtype=self.dtype)
+        published = load_published(self.model, tokenizer=self.tokenizer, dtype=self.dtype)
         model = published.pretrained.model
         experiment = published_experiment(model, published.tokenizer, published.longest)
         trained = model_as_trained(experiment, model, 0)

@@ -42,7 +42,9 @@ class Train:
     run_dir: PlaceOption | None = None
     """The run's directory. None: runs/ and the recipe's name."""
     init_from: PlaceOption | None = None
-    """Another run's directory, whose best parameters are the first of this one."""
+    """Another run's directory, whose best parameters are the first of this one; or a published model, a folder or a
+    file of llama2.c. Without a recipe the published model and its tokenizer are what is trained; a recipe takes them
+    from `published_model`."""
     upcycle: Name | None = None
     """Make the recipe's mixtures of experts out of the dense model of --init-from, by this technique; --upcycle
     TECHNIQUE --help shows its options. None: the two models must be the same."""

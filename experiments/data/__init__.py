@@ -1,11 +1,12 @@
 """Text: sources, tokenizers, packing with document boundaries, and the Grain pipeline over them."""
 
+from .completions import PromptCompletion
 from .concatenated import Concatenated, concatenated
 from .hugging_face import HuggingFace
 from .mixture import Mixture
 from .packing import Corpus, PackedWindows, Windows, encode_corpus, target_mask
 from .pipeline import HeldOut, held_out, leading_documents, training_batches
-from .source import Source, Split
+from .source import Completion, Document, Source, Split, document_text
 from .standard_library import StandardLibrary
 from .tensorflow_datasets import TensorFlowDatasets
 from .text_files import TextFiles
@@ -13,13 +14,16 @@ from .tokenizers import Bytes, HuggingFaceTokenizer, SentencePiece, Tokenizer, c
 
 __all__ = [
     "Bytes",
+    "Completion",
     "Concatenated",
     "Corpus",
+    "Document",
     "HeldOut",
     "HuggingFace",
     "HuggingFaceTokenizer",
     "Mixture",
     "PackedWindows",
+    "PromptCompletion",
     "SentencePiece",
     "Source",
     "Split",
@@ -30,6 +34,7 @@ __all__ = [
     "Windows",
     "check_vocabulary",
     "concatenated",
+    "document_text",
     "encode_corpus",
     "held_out",
     "leading_documents",

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .packing import Windows, encode_checked, lay_out, stack
+from .packing import empty_window, encode_checked, lay_out, stack
 from .pipeline import HeldOut
 from .tokenizers import Tokenizer
 
@@ -45,7 +45,7 @@ def concatenated(
     if sequence_length < 2:
         raise ValueError(f"sequence_length={sequence_length}: allowed are 2 and above, for the first is no target")
     text = BETWEEN.join(documents)
-    ids = encode_checked([(0, text)], tokenizer)[0]
+    ids = encode_checked([(0, text)], tokenizer)[0].ids
     if tokenizer.eos is not None:
         ids = ids[:-1]
     if ids.size < 2:
@@ -54,7 +54,7 @@ def concatenated(
     whole = ids.size // length
     none = np.zeros(0, np.int32)
     rows = [lay_out(ids[n * length : (n + 1) * length], none, length) for n in range(whole)]
-    rows += [Windows(*np.zeros((3, length), np.int32))] * (-whole % batch_size)
+    rows += [empty_window(length)] * (-whole % batch_size)
     batches = [stack(rows[n : n + batch_size]) for n in range(0, len(rows), batch_size)]
     held = HeldOut(batches, len(text.encode()), len(documents), whole * (length - 1))
     return Concatenated(held, ids.size - whole * length)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from .extras import require
-from .source import Source, Split, check_split
+from .source import Completion, Document, Source, Split, check_split
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,6 +20,7 @@ class HuggingFace(Source):
         column: the column that holds one document per row.
         streaming: read rows in order, without preparing the dataset on this machine.
         data_files: split name to path or paths; kept as pairs, so that the configuration can be stored.
+        prompt_column: the column of what `column` answers, where the answers alone are learned; None: texts.
         revision: commit or tag on the hub, to record exactly what was read.
     """
 
@@ -31,6 +32,7 @@ class HuggingFace(Source):
     streaming: bool = False
     data_files: tuple[tuple[str, tuple[str, ...]], ...] | Mapping[str, str | tuple[str, ...]] | None = None
     revision: str | None = None
+    prompt_column: str | None = None
 
     def __post_init__(self) -> None:
         for field in ("path", "split", "validation_split", "column"):
@@ -41,6 +43,8 @@ class HuggingFace(Source):
                 f"split={self.split!r}, validation_split={self.validation_split!r}: "
                 "a slice needs streaming=False; with streaming=True name whole splits"
             )
+        if self.streaming and self.prompt_column is not None:
+            raise ValueError(f"prompt_column={self.prompt_column!r}: prompts with completions need streaming=False")
         if isinstance(self.data_files, Mapping):
             files = self.data_files.items()
             pairs = tuple((split, (paths,) if isinstance(paths, str) else tuple(paths)) for split, paths in files)
@@ -50,12 +54,15 @@ class HuggingFace(Source):
     def streams(self) -> bool:
         return self.streaming
 
-    def documents(self, split: Split) -> Iterable[str]:
+    def documents(self, split: Split) -> Iterable[Document]:
         if self.streaming:
             return (document for document, _ in self.stream(split))
-        return self._load(split)[self.column]
+        loaded = self._load(split)
+        if self.prompt_column is None:
+            return loaded[self.column]
+        return list(map(Completion, loaded[self.prompt_column], loaded[self.column]))
 
-    def stream(self, split: Split, state: Any = None) -> Iterator[tuple[str, Any]]:
+    def stream(self, split: Split, state: Any = None) -> Iterator[tuple[Document, Any]]:
         if not self.streaming:
             return super().stream(split, state)
         return self._stream(self._load(split).select_columns([self.column]), state)
@@ -97,6 +104,8 @@ class HuggingFace(Source):
         except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
             raise ValueError(f"{asked} cannot be loaded: {error}") from error
         columns = loaded.column_names
-        if columns is not None and self.column not in columns:
-            raise ValueError(f"column={self.column!r}: {asked} has the columns {sorted(columns)}")
+        for argument in ("column", "prompt_column"):
+            wanted = getattr(self, argument)
+            if columns is not None and wanted is not None and wanted not in columns:
+                raise ValueError(f"{argument}={wanted!r}: {asked} has the columns {sorted(columns)}")
         return loaded

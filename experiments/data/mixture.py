@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from .source import Source, Split
+from .source import Document, Source, Split
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Mixture(Source):
     def streams(self) -> bool:
         return any(source.streams for source in self.sources)
 
-    def documents(self, split: Split) -> Iterable[str]:
+    def documents(self, split: Split) -> Iterable[Document]:
         """All documents of all sources, one source after the other; weights do not act here."""
         return itertools.chain.from_iterable(source.documents(split) for source in self.sources)
 

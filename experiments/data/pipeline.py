@@ -13,8 +13,8 @@ import grain
 import numpy as np
 
 from .mixture import Mixture
-from .packing import PackedWindows, Windows, encode_corpus, stack, target_mask
-from .source import Source
+from .packing import PackedWindows, Windows, empty_window, encode_corpus, stack, target_mask
+from .source import Completion, Document, Source, document_bytes
 from .streaming import StreamedWindows
 from .tokenizers import Tokenizer
 
@@ -103,19 +103,19 @@ def held_out(
     """
     _check_sizes(batch_size, sequence_length)
     documents = leading_documents(source, max_bytes)
-    corpus = encode_corpus(documents, tokenizer)
-    windows = PackedWindows(corpus=corpus, sequence_length=sequence_length, keep_partial=True)
-    rows = [windows[i] for i in range(len(windows))]
-    tokens = sum(int(target_mask(row.segments).sum()) for row in rows)
+    kinds = [[each for each in documents if isinstance(each, kind)] for kind in (str, Completion)]
+    corpora = [encode_corpus(kind, tokenizer) for kind in kinds if kind]
+    packed = [PackedWindows(corpus=each, sequence_length=sequence_length, keep_partial=True) for each in corpora]
+    rows = [windows[i] for windows in packed for i in range(len(windows))]
+    tokens = sum(int(target_mask(row).sum()) for row in rows)
     if not tokens:
         raise ValueError(
-            f"source={source}: its validation split has {len(documents)} documents with {corpus.tokens.size} tokens; "
-            "at least one document with two tokens is needed"
+            f"source={source}: its validation split has {len(documents)} documents with "
+            f"{sum(corpus.tokens.size for corpus in corpora)} tokens; at least one document with two tokens is needed"
         )
-    empty = Windows(*(np.zeros(sequence_length + 1, np.int32) for _ in Windows._fields))
-    rows += [empty] * (-len(rows) % batch_size)
+    rows += [empty_window(sequence_length + 1)] * (-len(rows) % batch_size)
     batches = [stack(rows[i : i + batch_size]) for i in range(0, len(rows), batch_size)]
-    return HeldOut(batches, sum(len(document.encode()) for document in documents), len(documents), tokens)
+    return HeldOut(batches, sum(len(document_bytes(document)) for document in documents), len(documents), tokens)
 
 
 class _ProcessRows(grain.MapDataset):
@@ -168,7 +168,7 @@ def _streamed(
     return grain.experimental.WindowShuffleIterDataset(windows, window_size=SHUFFLED_AT_ONCE, seed=_number(seeds))
 
 
-def leading_documents(source: Source, max_bytes: int | None) -> list[str]:
+def leading_documents(source: Source, max_bytes: int | None) -> list[Document]:
     """The first documents of the validation split, whole ones up to so many bytes, at least one; None: all. Of a
     mixture, each source's share of them goes by the weights.
 
@@ -180,18 +180,18 @@ def leading_documents(source: Source, max_bytes: int | None) -> list[str]:
     return _leading(source, max_bytes)
 
 
-def _leading(source: Source, max_bytes: int | None) -> list[str]:
+def _leading(source: Source, max_bytes: int | None) -> list[Document]:
     if isinstance(source, Mixture):
         shares = [weight / sum(source.weights) for weight in source.weights]
         limits = [None if max_bytes is None else math.floor(max_bytes * share) for share in shares]
         parts = zip(source.sources, limits, strict=True)
         return [document for child, limit in parts for document in _leading(child, limit)]
-    documents: list[str] = []
+    documents: list[Document] = []
     size = 0
     for document in source.documents("validation"):
-        if not isinstance(document, str):
+        if not isinstance(document, Document):
             raise ValueError(f"document {len(documents)} is {document!r}; expected text")
-        size += len(document.encode())
+        size += len(document_bytes(document))
         if documents and max_bytes is not None and size > max_bytes:
             break
         documents.append(document)

@@ -4,11 +4,31 @@ import abc
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 Split = Literal["train", "validation"]
 
 HELD_OUT_ONE_IN = 20  # files, or a single file's share, kept for validation where the user names none
+
+
+class Completion(NamedTuple):
+    """A document of which only the second part is learned: the first is what it answers."""
+
+    prompt: str
+    completion: str
+
+
+Document = str | Completion
+
+
+def document_bytes(document: Document) -> bytes:
+    """What is learned of a document, in UTF-8."""
+    return (document if isinstance(document, str) else document.completion).encode()
+
+
+def document_text(document: Document) -> str:
+    """All that a model reads of a document."""
+    return document if isinstance(document, str) else document.prompt + document.completion
 
 
 class Source(abc.ABC):
@@ -23,14 +43,14 @@ class Source(abc.ABC):
         return False
 
     @abc.abstractmethod
-    def documents(self, split: Split) -> Iterable[str]:
+    def documents(self, split: Split) -> Iterable[Document]:
         """The documents of a split, in an order that never changes."""
 
     @abc.abstractmethod
     def describe(self) -> dict[str, Any]:
         """Facts as JSON values, by which a reader of the run knows the text again."""
 
-    def stream(self, split: Split, state: Any = None) -> Iterator[tuple[str, Any]]:
+    def stream(self, split: Split, state: Any = None) -> Iterator[tuple[Document, Any]]:
         """Reads the documents in order from a saved position.
 
         This one skips what was read before. A source that can seek overrides it.

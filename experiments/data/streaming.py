@@ -80,7 +80,9 @@ class _Iterator(grain.DatasetIterator):
             self._next_round()
             return
         text, after = document
-        (ids,) = encode_checked([(self._number, text)], self._dataset.tokenizer)
+        if not isinstance(text, str):
+            raise ValueError(f"source={self._dataset.source} streams prompts with completions; allowed are texts")
+        ids = encode_checked([(self._number, text)], self._dataset.tokenizer)[0].ids
         self._number += 1
         if ids.size:
             self._buffer.append((ids, self._before))

@@ -5,8 +5,9 @@ import glob
 import gzip
 import hashlib
 import zlib
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .source import HELD_OUT_ONE_IN, Source, Split, check_split, summarize
 
@@ -55,30 +56,57 @@ class TextFiles(Source):
         }
 
     def _split(self) -> tuple[list[str], list[str]]:
-        train = _find("train", self.train)
-        if self.validation:
-            validation = _find("validation", self.validation)
-            if both := sorted(set(train) & set(validation)):
-                raise ValueError(f"validation={self.validation!r}: {both[0]} is also matched by train={self.train!r}")
-            return self._read("train", train), self._read("validation", validation)
-        if len(train) == 1:
-            return _split_documents(self._read("train", train))
-        digests = {path: hashlib.sha256(_bytes("train", path)).digest() for path in train}
-        held_out = set(sorted(train, key=lambda path: (digests[path], path))[: max(1, len(train) // HELD_OUT_ONE_IN)])
-        return (
-            self._read("train", [path for path in train if path not in held_out]),
-            self._read("train", [path for path in train if path in held_out]),
-        )
+        return split_of_files(self.train, self.validation, self._read, within=_split_text)
 
-    def _read(self, argument: str, paths: list[Path]) -> list[str]:
-        documents: list[str] = []
-        for path in paths:
-            try:
-                text = _bytes(argument, path).decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{argument}: {path} is not UTF-8 text ({error}); allowed are UTF-8 files") from error
-            documents += text.split(self.separator) if self.separator else [text]
+    def _read(self, argument: str, path: Path, data: bytes) -> list[str]:
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{argument}: {path} is not UTF-8 text ({error}); allowed are UTF-8 files") from error
+        documents = text.split(self.separator) if self.separator else [text]
         return [document for document in documents if document.strip()]
+
+
+T = TypeVar("T")
+
+
+def split_of_files(
+    train: tuple[str, ...],
+    validation: tuple[str, ...],
+    read: Callable[[str, Path, bytes], Iterable[T]],
+    *,
+    within: Callable[[T], tuple[list[T], list[T]]] | None = None,
+) -> tuple[list[T], list[T]]:
+    """The documents of both splits; how they come about says `TextFiles`.
+
+    Args:
+        train: paths or globs.
+        validation: likewise; empty: a part of `train`.
+        read: of the argument's name, a path and the file's bytes, the documents in it.
+        within: parts a single document in two; None: it is all for training.
+    """
+    paths = _find("train", train)
+
+    def documents(argument: str, paths: Iterable[Path]) -> list[T]:
+        return [document for path in paths for document in read(argument, path, _bytes(argument, path))]
+
+    if validation:
+        others = _find("validation", validation)
+        if both := sorted(set(paths) & set(others)):
+            raise ValueError(f"validation={validation!r}: {both[0]} is also matched by train={train!r}")
+        return documents("train", paths), documents("validation", others)
+    if len(paths) == 1:
+        all_of_it = documents("train", paths)
+        if len(all_of_it) == 1 and within is not None:
+            return within(all_of_it[0])
+        cut = len(all_of_it) - max(1, len(all_of_it) // HELD_OUT_ONE_IN) if len(all_of_it) > 1 else len(all_of_it)
+        return all_of_it[:cut], all_of_it[cut:]
+    digests = {path: hashlib.sha256(_bytes("train", path)).digest() for path in paths}
+    held_out = set(sorted(paths, key=lambda path: (digests[path], path))[: max(1, len(paths) // HELD_OUT_ONE_IN)])
+    return (
+        documents("train", [path for path in paths if path not in held_out]),
+        documents("train", [path for path in paths if path in held_out]),
+    )
 
 
 def _find(argument: str, patterns: tuple[str, ...]) -> list[Path]:
@@ -101,11 +129,7 @@ def _bytes(argument: str, path: Path) -> bytes:
         raise ValueError(f"{argument}: cannot read {path} ({error}); allowed are readable UTF-8 files") from error
 
 
-def _split_documents(documents: list[str]) -> tuple[list[str], list[str]]:
-    if len(documents) > 1:
-        cut = len(documents) - max(1, len(documents) // HELD_OUT_ONE_IN)
-        return documents[:cut], documents[cut:]
-    text = documents[0] if documents else ""
+def _split_text(text: str) -> tuple[list[str], list[str]]:
     share = len(text) // HELD_OUT_ONE_IN
     cut = len(text) - share
     # At the end of a line, unless lines are so long that the held-out part would more than double.

@@ -49,4 +49,4 @@ def exit_nats(model: DecoderLM, hidden: Hidden, windows: Windows, exit: int = -1
 
 
 def _counted(nats: jax.Array, windows: Windows) -> Float[Array, ""]:
-    return jnp.where(target_mask(windows.segments), nats, 0.0).sum()
+    return jnp.where(target_mask(windows), nats, 0.0).sum()

@@ -16,6 +16,7 @@ from ...moe import Upcycling
 from ..data import HeldOut, check_vocabulary, held_out, training_batches
 from ..experiment import FREE_FIELDS, Experiment
 from ..places import Place, check_place, local_folder
+from ..published import is_published
 from ..run_directory import Metrics, RunDirectory
 from ..tables import for_terminal, parts_table
 from .checkpoints import Checkpoints
@@ -23,6 +24,7 @@ from .evaluation import bits_per_byte
 from .interruption import Interruption
 from .process_rows import process_rows
 from .progress import TrainingProgress
+from .published_weights import keep_origin, published_weights
 from .restore import METRIC, restore_weights
 from .step import ROUTERS, Trainer, TrainState, build_trainer, to_device
 from .storage import has_checkpoint
@@ -78,7 +80,7 @@ def train(
         experiment: what to train.
         path: the run's directory; new, empty, or of this very experiment. May be remote, see `places.py`.
         recipe: the recipe file that built the experiment, kept with the run.
-        init_from: another run's directory, whose best parameters are the first of this one.
+        init_from: another run's directory, whose best parameters are the first of this one, or a published model.
         upcycle: makes a mixture of `init_from`, the run of a dense model, at the first start; a run that continues
             does not repeat it.
         profile: trace a few steps into `profile/` in the run's directory.
@@ -117,10 +119,12 @@ def train(
     validation = held_out(experiment.source, experiment.tokenizer, **micro_batch, max_bytes=experiment.evaluation_bytes)
     initial, note = None, None
     if init_from is not None and not has_checkpoint(path / "checkpoints"):
-        if upcycle is None:
-            initial = restore_weights(RunDirectory.load(init_from), trainer)[0]
+        if upcycle is not None:
+            initial, note = upcycled_weights(init_from, experiment, trainer, upcycle)
+        elif is_published(init_from):
+            initial = published_weights(init_from, experiment.model, trainer)
         else:
-            initial, note = upcycled_weights(RunDirectory.load(init_from), experiment, trainer, upcycle)
+            initial = restore_weights(RunDirectory.load(init_from), trainer)[0]
     facts = {
         "source": experiment.source.describe(),
         "init_from": None if init_from is None else str(init_from),
@@ -140,6 +144,8 @@ def train(
         else:
             state, step, resume_step = trainer.init(jnp.uint32(experiment.seed)), 0, None
             state = state if initial is None else state._replace(**initial)
+            if init_from is not None and upcycle is None and is_published(init_from) and jax.process_index() == 0:
+                keep_origin(init_from, directory.path)
         first = jax.process_index() == 0
         with contextlib.ExitStack() as stack:
             metrics = stack.enter_context(Metrics(directory.path, resume_step, check_lock)) if first else None

@@ -80,9 +80,8 @@ def measure_routers(trained: Trained, text: HeldOut) -> list[RouterStatistics]:
 
     @jax.jit
     def measure(params: nnx.State, variables: nnx.State, windows: Windows) -> list:
-        inputs: list[Any] = [array[:, :-1] for array in windows]
-        tap = watch((inputs[1] > 0).reshape(-1))
-        output = nnx.merge(graph, params, variables)(*inputs, layout=layout, tap=tap)
+        tap = watch((windows.inputs[1] > 0).reshape(-1))
+        output = nnx.merge(graph, params, variables)(*windows.inputs, layout=layout, tap=tap)
         return [stats and (stats, _tapped(output.taps, layer)) for layer, stats in enumerate(output.stats)]
 
     shapes = jax.eval_shape(measure, trained.params, trained.variables, text.batches[0])

@@ -93,7 +93,7 @@ def build_trainer(
 
     def step(state: TrainState, windows: Windows) -> tuple[TrainState, dict[str, Any]]:
         key = jax.random.fold_in(jax.random.key(state.seed), state.step)
-        targets = jnp.maximum(target_mask(windows.segments).sum(), 1).astype(jnp.float32)
+        targets = jnp.maximum(target_mask(windows).sum(), 1).astype(jnp.float32)
         progress = state.step.astype(jnp.float32) / steps
 
         def gradient(variables: nnx.State, part: Windows, index: jax.Array) -> tuple[Any, nnx.State]:
@@ -144,7 +144,7 @@ def build_evaluate(graph: nnx.GraphDef, layout: Layout) -> Evaluate:
 
     def evaluate(params: nnx.State, variables: nnx.State, windows: Windows) -> tuple[jax.Array, jax.Array]:
         model = nnx.merge(graph, params, variables)
-        return exit_nats(model, _forward(model, windows, layout), windows), target_mask(windows.segments).sum()
+        return exit_nats(model, _forward(model, windows, layout), windows), target_mask(windows).sum()
 
     return jax.jit(evaluate)
 
@@ -157,8 +157,7 @@ def to_device(windows: Windows, layout: Layout) -> Windows:
 
 
 def _forward(model: DecoderLM, windows: Windows, layout: Layout, **options: Any) -> Hidden:
-    inputs: list[Any] = [array[:, :-1] for array in windows]
-    return model.hidden(*inputs, layout=layout, **options)
+    return model.hidden(*windows.inputs, layout=layout, **options)
 
 
 def _router_metrics(hidden: Hidden, accumulation: int) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """The first weights of a run of a mixture, made from the run of a dense model."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -8,11 +10,15 @@ from flax import nnx
 from jaxtyping import UInt
 
 from ...models import Decoder
+from ...models.checkpoints import open_published
 from ...models.upcycling import check_upcycling, upcycle
 from ...moe import DenseDispatcher, DroplessDispatcher, MoE, Upcycling
 from ..experiment import Experiment
+from ..places import Place
+from ..published import is_published
 from ..run_directory import RunDirectory
 from ..serialization import to_json
+from .published_weights import published_stacked
 from .restore import restore_weights
 from .step import Trainer, build_trainer
 
@@ -31,12 +37,12 @@ def upcycling_fact(technique: Upcycling | None, model: Decoder) -> dict[str, Any
 
 
 def upcycled_weights(
-    dense: RunDirectory, experiment: Experiment, trainer: Trainer, technique: Upcycling
+    dense: Place, experiment: Experiment, trainer: Trainer, technique: Upcycling
 ) -> tuple[dict[str, nnx.State], str]:
     """The `params` and `variables` of step 0, born with the shardings of the trainer's state.
 
     Args:
-        dense: the run of a dense model; its best checkpoint is taken.
+        dense: a dense model: a run, whose best checkpoint is taken, or a published one.
         experiment: the run that begins.
         trainer: of that run.
         technique: makes the experts.
@@ -48,27 +54,50 @@ def upcycled_weights(
         ValueError: the dense run's model cannot become this one; before its checkpoint is read.
         DamagedCheckpoint: its files are damaged.
     """
-    source = dense.config
-    if not isinstance(source, Experiment):
-        raise ValueError(f"{dense.path} holds a {type(source).__name__}; it must be the run of an Experiment")
+    config, read = _dense_model(dense, trainer)
     try:
-        layers = check_upcycling(source.model, experiment.model, technique)
+        layers = check_upcycling(config, experiment.model, technique)
     except ValueError as error:
-        raise ValueError(f"upcycle is {technique}, init_from {dense.path}: {error}") from error
-    reader = build_trainer(source.model, source.optimizer, trainer.layout, steps=source.steps)
-    weights, step = restore_weights(dense, reader)
+        raise ValueError(f"upcycle is {technique}, init_from {dense}: {error}") from error
+    graph, weights, which = read()
 
     def convert(weights: dict[str, nnx.State], seed: UInt[jax.Array, ""]) -> dict[str, nnx.State]:
         key = jax.random.key(seed)
-        trained = nnx.merge(reader.graph, weights["params"], weights["variables"])
+        trained = nnx.merge(graph, weights["params"], weights["variables"])
         mixture = upcycle(trained, experiment.model.build(key), technique, jax.random.fold_in(key, STREAM))
         _, params, variables = nnx.split(mixture, nnx.Param, ...)
         return {"params": params, "variables": variables}
 
     abstract = trainer.abstract_state
     shardings = jax.tree.map(lambda leaf: leaf.sharding, {"params": abstract.params, "variables": abstract.variables})
-    note = f"upcycled {_layers(layers)} of {dense.path}, step {step}, by {technique}"
+    note = f"upcycled {_layers(layers)} of {dense}{which}, by {technique}"
     return jax.jit(convert, out_shardings=shardings)(weights, jnp.uint32(experiment.seed)), note
+
+
+Weights = tuple[nnx.GraphDef, dict[str, nnx.State], str]
+"""Graph and weights of a model, and which of several they are."""
+
+
+def _dense_model(path: Place, trainer: Trainer) -> tuple[Decoder, Callable[[], Weights]]:
+    """Its configuration, and what reads its weights."""
+    if is_published(path):
+
+        def published() -> Weights:
+            _, graph, weights = published_stacked(path, trainer.layout)
+            return graph, weights, ""
+
+        return open_published(Path(path)).decoder, published
+    directory = RunDirectory.load(path)
+    source = directory.config
+    if not isinstance(source, Experiment):
+        raise ValueError(f"{path} holds a {type(source).__name__}; it must be the run of an Experiment")
+
+    def trained() -> Weights:
+        reader = build_trainer(source.model, source.optimizer, trainer.layout, steps=source.steps)
+        weights, step = restore_weights(directory, reader)
+        return reader.graph, weights, f", step {step}"
+
+    return source.model, trained
 
 
 def _layers(layers: tuple[int, ...]) -> str:

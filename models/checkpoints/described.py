@@ -14,7 +14,7 @@ from .family import Family
 from .fields import Fields
 from .load import abstract_model
 
-FREE_FIELDS = ("allow_look_ahead", "dtype", "remat", "unroll")
+FREE_FIELDS = ("allow_look_ahead", "dtype", "remat", "unroll", "loss_block", "layer_dropout")
 """Fields of a decoder that change neither its function nor its arrays."""
 
 
@@ -52,7 +52,7 @@ def _function(kind: Any, width: int) -> Any:
     """A layer's attention or feed-forward network without what changes neither its function nor its arrays."""
     if isinstance(kind, Attention):
         _, kv_heads, head_width = kind.shape(width)
-        return dataclasses.replace(kind, kv_heads=kv_heads, head_width=head_width)
+        return dataclasses.replace(kind, kv_heads=kv_heads, head_width=head_width, query_block=None)
     if not isinstance(kind, MoE):
         return kind
     router, expert = kind.router, kind.expert

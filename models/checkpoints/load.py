@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -72,16 +72,12 @@ def from_pretrained(
         raise ValueError("quantize is given, with a layout or stacked layers; load without, on one device")
     if leave and not quantize:
         raise ValueError(f"leave is {tuple(leave)} and quantize empty; it takes parameters out of the rules")
-    place = _local(path)
+    place = local_copy(path)
     if is_packed_folder(place):
         if quantize or stacked or layout is not None:
             raise ValueError(f"{place} is packed already; it loads unstacked, on one device, without rules")
         return open_packed_folder(place, jnp.dtype(dtype))
-    source, family = open_llama2_c(place) if is_llama2_c(place) else (open_folder(place), None)
-    fields = Fields(source.config)
-    saved_as = family_of(fields)
-    family = saved_as if family is None else family
-    decoder = _decoder(family, fields, source)
+    source, fields, family, saved_as, decoder = open_published(place)
     tensors = checked_tensors(family, fields, decoder, source.entries)
     decoder = dataclasses.replace(decoder, dtype=jnp.dtype(dtype).name)
     abstract = abstract_model(family, fields, decoder, stacked)
@@ -92,12 +88,41 @@ def from_pretrained(
     coverage = None if packing is None else packing.report
     dtypes = {entry.name: entry.dtype for entry in source.entries.values()}
     left_out = tuple(name for name in source.entries if family.left_out(name, decoder))
-    return Pretrained(
-        model, source.config, saved_as, dtypes, source.shards, source.index, source.files, left_out, coverage
-    )
+    files = (source.shards, source.index, source.files)
+    return Pretrained(model, source.config, saved_as, dtypes, *files, left_out, coverage)
 
 
-def _local(path: str | Path) -> Path:
+class Opened(NamedTuple):
+    """A published model of which no weight is read yet."""
+
+    source: Source
+    fields: Fields
+    family: Family
+    """Reads it."""
+    saved_as: Family
+    """Writes it."""
+    decoder: Decoder
+    """Our configuration."""
+
+
+def open_published(path: str | Path) -> Opened:
+    """Read a published model's configuration and the headers of its files.
+
+    Raises:
+        ValueError: as `from_pretrained`; or its weights were packed by us.
+    """
+    place = local_copy(path)
+    if is_packed_folder(place):
+        raise ValueError(f"{place} holds weights that were packed; give the model that they were packed from")
+    source, family = open_llama2_c(place) if is_llama2_c(place) else (open_folder(place), None)
+    fields = Fields(source.config)
+    saved_as = family_of(fields)
+    family = saved_as if family is None else family
+    return Opened(source, fields, family, saved_as, _decoder(family, fields, source))
+
+
+def local_copy(path: str | Path) -> Path:
+    """The folder or file of a published model; of one on the hub, its copy in the user's cache."""
     place = Path(path)
     if place.exists() or str(path).count("/") != 1 or str(path).startswith((".", "/", "~")):
         return place

@@ -14,8 +14,8 @@ class NoMarks(Bytes):
 
 
 def scored(text) -> list[list[int]]:
-    rows = [row for batch in text.batches for row in zip(batch.tokens, batch.segments, strict=True)]
-    return [tokens[1:][target_mask(segments)].tolist() for tokens, segments in rows]
+    pairs = (pair for batch in text.batches for pair in zip(batch.tokens, target_mask(batch), strict=True))
+    return [row[1:][mask].tolist() for row, mask in pairs]
 
 
 def test_each_window_stands_alone_and_its_first_token_is_no_target():

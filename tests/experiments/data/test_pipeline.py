@@ -36,8 +36,8 @@ def assert_same(first, second):
 
 def test_batches_are_int32_windows(source):
     batch = next(make(source))
-    assert [(field.shape, field.dtype) for field in batch] == [((8, 17), np.dtype(np.int32))] * 3
-    assert target_mask(batch.segments).any()
+    assert [(field.shape, field.dtype) for field in batch] == [((8, 17), np.dtype(np.int32))] * 4
+    assert target_mask(batch).any()
 
 
 @pytest.mark.parametrize("prefetch", [0, 2])
@@ -113,7 +113,7 @@ def test_held_out_text_counts_bytes_and_targets_by_hand(in_memory):
     assert text[1:] == (6, 2, 8)
     assert [batch.tokens.shape for batch in text.batches] == [(2, 5), (2, 5)]
     assert [row.tolist() for row in text.batches[1].segments] == [[1, 1, 0, 0, 0], [0] * 5]
-    assert sum(int(target_mask(batch.segments).sum()) for batch in text.batches) == text.tokens
+    assert sum(int(target_mask(batch).sum()) for batch in text.batches) == text.tokens
 
 
 def test_uniform_model_scores_the_bits_that_arithmetic_says(in_memory):

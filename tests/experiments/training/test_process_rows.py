@@ -33,7 +33,7 @@ def check(wanted: str) -> None:
     for layout in layouts():
         rows = process_rows(layout, 8)
         assert global_rows(layout, len(rows)) == 8
-        placed = to_device(Windows(tokens[rows], tokens[rows], tokens[rows]), layout)
+        placed = to_device(Windows(*[tokens[rows]] * 4), layout)
         for shard in placed.tokens.addressable_shards:
             np.testing.assert_array_equal(shard.data, tokens[shard.index])
         np.testing.assert_array_equal(multihost_utils.process_allgather(placed.tokens, tiled=True), tokens)

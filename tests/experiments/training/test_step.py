@@ -60,8 +60,9 @@ def windows() -> Windows:
             segments[row, start : start + size] = number
             positions[row, start : start + size] = np.arange(size)
             start += size
-    assert target_mask(segments).sum(axis=1).tolist() == [16, 15, 3, 7]
-    return Windows(tokens, segments, positions)
+    windows = Windows(tokens, segments, positions, (segments > 0).astype(np.int32))
+    assert target_mask(windows).sum(axis=1).tolist() == [16, 15, 3, 7]
+    return windows
 
 
 def start_of(trainer: Trainer, seed: int = 0) -> TrainState:

@@ -32,6 +32,6 @@ def test_runs_take_turns_and_the_median_of_the_timed_steps_counts(
 
         return trainer._replace(step=step), trainer.init(jnp.uint32(0))
 
-    batch = Windows(*(np.zeros((4, 17), np.int32) for _ in range(3)))
+    batch = Windows(*(np.zeros((4, 17), np.int32) for _ in Windows._fields))
     assert step_seconds({"a": run("a"), "b": run("b")}, batch, rounds=3) == {"a": 2.0, "b": 5.0}
     assert order == [(name, turn) for turn in range(4) for name in ("a", "b")]

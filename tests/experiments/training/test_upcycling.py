@@ -126,7 +126,7 @@ def check_on_a_mesh(dense: str) -> None:
     experiment = dataclasses.replace(source.config, model=dataclasses.replace(model, ffn=ffn))
     layout = Layout(MeshShape(data=2, fsdp=2, expert=2).build())
     trainer = build_trainer(experiment.model, experiment.optimizer, layout, steps=experiment.steps)
-    weights, _ = upcycled_weights(source, experiment, trainer, GranularSplit(shards=2))
+    weights, _ = upcycled_weights(Path(dense), experiment, trainer, GranularSplit(shards=2))
     wanted = {"params": trainer.abstract_state.params, "variables": trainer.abstract_state.variables}
     assert jax.tree.structure(weights) == jax.tree.structure(wanted)
     for found, abstract in zip(jax.tree.leaves(weights), jax.tree.leaves(wanted), strict=True):
