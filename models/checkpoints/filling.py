@@ -1,12 +1,15 @@
 """A model without numbers, and the tensors of files: the numbers go where they belong, on one device or on a mesh.
 
-Beside the arrays that stay, the host holds one tensor of the file at a time, and the piece of it that is under way.
+Beside the arrays that stay, the host holds one tensor of the file at a time, and the piece of it that is under way; on
+one CPU two tensors.
 """
 
 import dataclasses
 import functools
 import math
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -25,6 +28,8 @@ from .tensor_files import Entry
 from .turning import aligned, contiguous, copy
 
 Leaf = tuple[tuple[Any, ...], str | None]
+TENSORS_AT_ONCE = 2
+"""That are read and turned on one CPU, each in a thread: more memory than twice the largest is not promised."""
 
 
 Finish = Callable[[tuple[Any, ...], nnx.Variable], nnx.Variable]
@@ -66,14 +71,22 @@ def filled(
     order = sorted(tensors, key=lambda tensor: _position(source.entries.get(tensor.name)))
     largest = max(entry.bytes for entry in source.entries.values())
     filler = _Filler(variables, places, shardings, dtype, largest, finish)
-    for tensor in order:
+
+    def fill(tensor: FileTensor) -> None:
         entry = source.entries.get(tensor.name)
         if entry is None:
-            continue  # a repetition that the files spare
+            return  # a repetition that the files spare
         if tensor.same_as is not None:
             _check_same(entry, source.entries[tensor.same_as])
         else:
             filler.fill(tensor, entry)
+
+    with ThreadPoolExecutor(len(filler.spaces)) as threads:
+        try:
+            for _ in threads.map(fill, order):
+                pass
+        finally:
+            threads.shutdown(cancel_futures=True)  # the first error ends all
     model = nnx.merge(graph, nnx.from_flat_state(filler.variables()))
     for path, variable in filler.finished.items():
         set_variable(model, path, variable)
@@ -118,11 +131,21 @@ class _Filler:
         """Numbers that each array still lacks."""
         self.on_cpu = not shardings and jax.default_backend() == "cpu"
         self.leaves: dict[Leaf, Any] = {}
-        self.space, self.part_space = np.empty(largest, np.uint8), aligned(0)
+        # While one tensor is read, the other is turned; devices take them one by one.
+        self.spaces = [np.empty(largest, np.uint8) for _ in range(TENSORS_AT_ONCE if self.on_cpu else 1)]
+        self.lock, self.part_space = threading.Lock(), aligned(0)
 
     def fill(self, tensor: FileTensor, entry: Entry) -> None:
         """Read a tensor and put it where its pieces belong."""
-        array = entry.read(self.space)
+        with self.lock:
+            space = self.spaces.pop()
+        try:
+            self._fill(tensor, entry.read(space))
+        finally:
+            with self.lock:
+                self.spaces.append(space)
+
+    def _fill(self, tensor: FileTensor, array: np.ndarray) -> None:
         for piece in tensor.pieces:
             place = self.places[piece.path]
             variable = self.abstract[place.variable]
@@ -131,11 +154,12 @@ class _Filler:
             put = self._put_in_memory if self.on_cpu else self._put_on_devices
             seen = piece.view(array)
             put(place, (*place.repeat, *piece.index), piece.start, seen, shape, dtype)
-            self.left[place.leaf] -= seen.size
-            if self.finish is not None and not self.left[place.leaf] and type(variable) is nnx.Param:
-                whole = variable.replace(self._given(self.leaves.pop(place.leaf)))
-                self.finished[place.variable] = self.finish(place.variable, whole)
-                del whole
+            with self.lock:
+                self.left[place.leaf] -= seen.size
+                if self.finish is not None and not self.left[place.leaf] and type(variable) is nnx.Param:
+                    whole = variable.replace(self._given(self.leaves.pop(place.leaf)))
+                    self.finished[place.variable] = self.finish(place.variable, whole)
+                    del whole
 
     def _put_in_memory(
         self,
@@ -146,9 +170,10 @@ class _Filler:
         shape: tuple[int, ...],
         dtype: np.dtype,
     ) -> None:
-        if place.leaf not in self.leaves:
-            self.leaves[place.leaf] = aligned(math.prod(shape) * dtype.itemsize).view(dtype).reshape(shape)
-        target = self.leaves[place.leaf][index]
+        with self.lock:
+            if place.leaf not in self.leaves:
+                self.leaves[place.leaf] = aligned(math.prod(shape) * dtype.itemsize).view(dtype).reshape(shape)
+            target = self.leaves[place.leaf][index]
         copy(seen, target[..., start : start + seen.shape[-1]])
 
     def _put_on_devices(

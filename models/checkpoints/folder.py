@@ -62,8 +62,9 @@ def open_folder(folder: Path) -> Source:
             entries[entry.name] = entry
         shards.append(Shard(name, tuple(entry.name for entry in header.entries), header.metadata))
     if index is not None:
+        paths = {name: _inside(folder, name).name for name in names}
         for tensor, file in index["weight_map"].items():
-            if tensor not in entries or entries[tensor].path.name != _inside(folder, file).name:
+            if tensor not in entries or entries[tensor].path.name != paths[file]:
                 raise ValueError(f"{INDEX} says that {tensor!r} is in {file}; it is not")
     return Source(config, entries, tuple(shards), index, kept_files(folder))
 

@@ -1,10 +1,13 @@
 """Copies of turned views at the speed of memory.
 
 NumPy copies a transposed matrix element by element over rows that fall on the same lines of the cache; XLA on CPU does
-no better (experiments/LOG.md). Blocks that go through a small square stay in it.
+no better (experiments/LOG.md). Blocks that go through a small square stay in it; in C++ they need no interpreter.
 """
 
+import ml_dtypes
 import numpy as np
+
+from ...kernels.turned_copy import turned_copy
 
 ALIGNMENT = 64
 """Bytes: JAX on CPU uses an array that starts so without copying it."""
@@ -29,7 +32,7 @@ def copy(seen: np.ndarray, target: np.ndarray) -> None:
     shape, strides = _merged(seen)
     fast = [axis for axis, stride in enumerate(strides) if stride == seen.itemsize and shape[axis] > 1]
     if not fast or fast[0] == len(shape) - 1 or seen.size < BLOCK * BLOCK or not target.flags.c_contiguous:
-        np.copyto(target, seen, casting="unsafe")
+        _rounded(seen, target)
         return
     seen = np.lib.stride_tricks.as_strided(seen, shape, strides, writeable=False)
     seen, target = np.moveaxis(seen, fast[0], -2), np.moveaxis(target.reshape(shape), fast[0], -2)
@@ -38,7 +41,9 @@ def copy(seen: np.ndarray, target: np.ndarray) -> None:
 
 
 def _turn(seen: np.ndarray, target: np.ndarray) -> None:
-    """Copy [I, O] whose first axis is the contiguous one, a panel of rows at a time."""
+    """Copy [I, O] whose first axis is the contiguous one; without C++ a panel of rows at a time."""
+    if turned_copy(seen, target):
+        return
     kind = _SAME_SIZE[seen.itemsize]
     panel = np.empty((BLOCK, seen.shape[1]), kind)
     square, turned = np.empty((BLOCK, BLOCK), kind), np.empty((BLOCK, BLOCK), kind)
@@ -50,7 +55,16 @@ def _turn(seen: np.ndarray, target: np.ndarray) -> None:
             square[:columns, :rows] = source[column : column + columns, row : row + rows]
             turned[:rows, :columns] = square[:columns, :rows].T
             panel[:rows, column : column + columns] = turned[:rows, :columns]
-        np.copyto(target[row : row + rows], panel[:rows].view(seen.dtype), casting="unsafe")
+        _rounded(panel[:rows].view(seen.dtype), target[row : row + rows])
+
+
+def _rounded(seen: np.ndarray, target: np.ndarray) -> None:
+    """Copy, rounding to the target's dtype."""
+    if seen.dtype == ml_dtypes.bfloat16 and target.dtype == np.float32:
+        # The upper half of a float32. NumPy's own cast is slower, and keeps other threads waiting.
+        np.left_shift(seen.view(np.uint16), 16, out=target.view(np.uint32), dtype=np.uint32, casting="unsafe")
+    else:
+        np.copyto(target, seen, casting="unsafe")
 
 
 def aligned(size: int) -> np.ndarray:
