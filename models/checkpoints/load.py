@@ -77,7 +77,7 @@ def from_pretrained(
         if quantize or stacked or layout is not None:
             raise ValueError(f"{place} is packed already; it loads unstacked, on one device, without rules")
         return open_packed_folder(place, jnp.dtype(dtype))
-    source, fields, family, saved_as, decoder = open_published(place)
+    source, fields, family, saved_as, decoder = _opened(place)
     tensors = checked_tensors(family, fields, decoder, source.entries)
     decoder = dataclasses.replace(decoder, dtype=jnp.dtype(dtype).name)
     abstract = abstract_model(family, fields, decoder, stacked)
@@ -114,6 +114,10 @@ def open_published(path: str | Path) -> Opened:
     place = local_copy(path)
     if is_packed_folder(place):
         raise ValueError(f"{place} holds weights that were packed; give the model that they were packed from")
+    return _opened(place)
+
+
+def _opened(place: Path) -> Opened:
     source, family = open_llama2_c(place) if is_llama2_c(place) else (open_folder(place), None)
     fields = Fields(source.config)
     saved_as = family_of(fields)
