@@ -142,14 +142,17 @@ def text_request(
     seed: int,
     stop: tuple[str, ...] = (),
     ends: tuple[int, ...] = (),
+    longest: int | None = None,
 ) -> TextRequest:
-    """Continue a prompt at the beginning of a document, up to the document's end or one of the tokens `ends`.
+    """Continue a prompt at the beginning of a document, up to the document's end or one of the tokens `ends`; of a
+    prompt with more than `longest` tokens the last ones.
 
     Raises:
         ValueError: the prompt has no token.
     """
     ids = tokenizer.encode(prompt).tolist()
     ids = ids if tokenizer.bos is None else [tokenizer.bos, *ids]
+    ids = ids if longest is None else ids[-longest:]
     if not ids:
         raise ValueError(f"prompt is {prompt!r}; the tokenizer makes no token of it, and has none to begin with")
     ends = ends if tokenizer.eos is None else tuple({tokenizer.eos, *ends})
