@@ -1,30 +1,83 @@
 """Dynamic inference: algorithms over the `Layered` and `Decoder` protocols, never over a concrete model."""
 
+from .buckets import Bucketed, Buckets, run_in_buckets
+from .budget import BudgetedThresholds, budgeted_thresholds
 from .calibration import learn_then_test, units_needed
-from .confidence import Confidence, HiddenSimilarity, NegativeEntropy, Patience, Top2Gap
+from .cascade import Cascade, CascadeModel, CascadeRun, Outcomes, chosen_models, of_chosen, thresholds_by_level
+from .cascade_curve import Curve, cascade_curve
+from .classification import ExitRun, StageOutput, run_with_exits
+from .confidence import (
+    Confidence,
+    HiddenSimilarity,
+    NegativeEntropy,
+    Patience,
+    Top2Gap,
+    merge_confidence,
+    split_confidence,
+)
+from .deferral import Agreement, Answers, Deferral, Entropy, MaxProbability, TokenQuantile
 from .guarantee import Guarantee, Policy
 from .learned_confidence import LearnedClassifier
+from .learned_deferral import LearnedDeferral, fit_deferral
 from .p_values import Betting, Hoeffding, HoeffdingBentkus, PValue
+from .risks import disagreement, loss_of_quality, wrong_only_early
+from .temperature import TemperatureFit, calibration_error, fit_temperature, fit_temperatures
 from .thresholds import Constant, Decaying, NeverExit, PerExit, Thresholds
+from .upper_bounds import upper_bounds
 
 __all__ = [
+    "Agreement",
+    "Answers",
     "Betting",
+    "Bucketed",
+    "Buckets",
+    "BudgetedThresholds",
+    "Cascade",
+    "CascadeModel",
+    "CascadeRun",
     "Confidence",
     "Constant",
+    "Curve",
     "Decaying",
+    "Deferral",
+    "Entropy",
+    "ExitRun",
     "Guarantee",
     "HiddenSimilarity",
     "Hoeffding",
     "HoeffdingBentkus",
     "LearnedClassifier",
+    "LearnedDeferral",
+    "MaxProbability",
     "NegativeEntropy",
     "NeverExit",
+    "Outcomes",
     "PValue",
     "Patience",
     "PerExit",
     "Policy",
+    "StageOutput",
+    "TemperatureFit",
     "Thresholds",
+    "TokenQuantile",
     "Top2Gap",
+    "budgeted_thresholds",
+    "calibration_error",
+    "cascade_curve",
+    "chosen_models",
+    "disagreement",
+    "fit_deferral",
+    "fit_temperature",
+    "fit_temperatures",
     "learn_then_test",
+    "loss_of_quality",
+    "merge_confidence",
+    "of_chosen",
+    "run_in_buckets",
+    "run_with_exits",
+    "split_confidence",
+    "thresholds_by_level",
     "units_needed",
+    "upper_bounds",
+    "wrong_only_early",
 ]

@@ -65,7 +65,7 @@ def learn_then_test(
             "and more where any loss occurs"
         )
     p_values = test(losses, delta, epsilon)
-    passed = int(count_passed(p_values, epsilon))
+    passed = count_passed(p_values, epsilon)
     last = passed - 1
     return Guarantee(
         threshold=candidates[last] if passed else None,
@@ -82,9 +82,9 @@ def learn_then_test(
     )
 
 
-def count_passed(p_values: Float[np.ndarray, "*draws J"], epsilon: float) -> np.ndarray:
+def count_passed(p_values: Float[np.ndarray, " J"], epsilon: float) -> int:
     """How many candidates, from the first, have p-values of at most epsilon without a gap."""
-    return np.logical_and.accumulate(p_values <= epsilon, axis=-1).sum(axis=-1)
+    return int(np.logical_and.accumulate(p_values <= epsilon).sum())
 
 
 def units_needed(delta: float, epsilon: float, p_value: PValue | None = None) -> int:

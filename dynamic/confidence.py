@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float, Int
 
 State = Any
@@ -42,6 +43,18 @@ class Confidence(abc.ABC):
     @abc.abstractmethod
     def describe(self) -> dict[str, Any]:
         """The confidence and its options in JSON's types. Equal descriptions score equally."""
+
+
+def split_confidence(confidence: Confidence) -> tuple[Any, Any]:
+    """What `jax.jit` may take as a static argument, and what as arrays: an `nnx.Module`'s graph, and its weights."""
+    if isinstance(confidence, nnx.Module):
+        return nnx.split(confidence)
+    return confidence, None
+
+
+def merge_confidence(static: Any, weights: Any) -> Confidence:
+    """What `split_confidence` has split."""
+    return static if weights is None else nnx.merge(static, weights)
 
 
 def _options(confidence: Any) -> dict[str, Any]:

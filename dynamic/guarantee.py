@@ -8,6 +8,8 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from .thresholds import Constant, NeverExit, PerExit, Thresholds
+
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
@@ -61,8 +63,6 @@ class Guarantee:
 
     def __post_init__(self):
         check_levels(self.delta, self.epsilon)
-        if isinstance(self.threshold, list):
-            object.__setattr__(self, "threshold", tuple(self.threshold))
         if self.n < 1:
             raise ValueError(f"Guarantee.n is {self.n}; it must be at least 1")
         for name in ("empirical_risk", "p_value"):
@@ -97,6 +97,19 @@ class Guarantee:
                     "or calibrate again"
                 )
 
+    def thresholds_for(self, policy: Policy) -> Thresholds:
+        """The thresholds of exits, once `check` has passed. A sinking threshold is the caller's to build.
+
+        Raises:
+            ValueError: as `check`.
+        """
+        self.check(policy)
+        if self.threshold is None:
+            return NeverExit()
+        if isinstance(self.threshold, tuple):
+            return PerExit(thresholds=self.threshold)
+        return Constant(threshold=self.threshold)
+
     def to_json(self) -> str:
         """Strict JSON, with the statement in words for who reads the file."""
         record = asdict(self) | {"cost": None if math.isnan(self.cost) else self.cost}
@@ -123,6 +136,7 @@ class Guarantee:
         if isinstance(record["threshold"], list):
             for threshold in record["threshold"]:
                 _typed("guarantee", {"threshold": threshold}, {"threshold": (int, float)})
+            record["threshold"] = tuple(record["threshold"])
         guarantee = cls(**record | {"policy": Policy(**policy), "cost": cost})
         if guarantee.statement != statement:
             raise ValueError(
