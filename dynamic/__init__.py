@@ -1,6 +1,21 @@
-"""Dynamic inference: exits, their training, calibration, speculation and cascades."""
+"""Dynamic inference: exits, their training and calibration, decoding policies, cascades; of no concrete model."""
 
-from .confidence import Confidence, Top2Gap
+from .buckets import Bucketed, Buckets, run_in_buckets
+from .budget import BudgetedThresholds, budgeted_thresholds
+from .calibration import learn_then_test, units_needed
+from .cascade import Cascade, CascadeModel, CascadeRun, Outcomes, chosen_models, of_chosen, thresholds_by_level
+from .cascade_curve import Curve, cascade_curve
+from .classification import ExitRun, StageOutput, run_with_exits
+from .confidence import (
+    Confidence,
+    HiddenSimilarity,
+    NegativeEntropy,
+    Patience,
+    Top2Gap,
+    merge_confidence,
+    split_confidence,
+)
+from .deferral import Agreement, Answers, Deferral, Entropy, MaxProbability, TokenQuantile
 from .depth_queue import DepthQueue
 from .early_exit import (
     BatchPolicy,
@@ -14,34 +29,89 @@ from .early_exit import (
 )
 from .exit_losses import DepthWeighted, ExitLoss, LayerSkipLoss, SelfDistilled, divergence
 from .exits import ExitHead, Exits, OwnHead, OwnNorm, SharedHead
+from .guarantee import Guarantee, Policy
 from .layer_dropout import LayerDropout
-from .thresholds import Constant, Decaying, PerExit, Threshold
+from .learned_confidence import LearnedClassifier
+from .learned_deferral import LearnedDeferral, fit_deferral
+from .p_values import Betting, Hoeffding, HoeffdingBentkus, PValue
+from .risks import disagreement, loss_of_quality, wrong_only_early
+from .temperature import TemperatureFit, calibration_error, fit_temperature, fit_temperatures
+from .thresholds import Constant, Decaying, NeverExit, PerExit, Thresholds
+from .upper_bounds import upper_bounds
 
 __all__ = [
+    "Agreement",
+    "Answers",
     "BatchPolicy",
+    "Betting",
+    "Bucketed",
+    "Buckets",
+    "BudgetedThresholds",
+    "Cascade",
+    "CascadeModel",
+    "CascadeRun",
     "Confidence",
     "Constant",
+    "Curve",
     "Decaying",
     "DeferLayers",
+    "Deferral",
     "DepthQueue",
     "DepthWeighted",
     "EarlyExit",
+    "Entropy",
     "ExitHead",
     "ExitLoss",
+    "ExitRun",
     "Exits",
+    "Guarantee",
+    "HiddenSimilarity",
+    "Hoeffding",
+    "HoeffdingBentkus",
     "LayerDropout",
     "LayerSkipLoss",
+    "LearnedClassifier",
+    "LearnedDeferral",
+    "MaxProbability",
+    "NegativeEntropy",
+    "NeverExit",
+    "Outcomes",
     "OwnHead",
     "OwnNorm",
+    "PValue",
+    "Patience",
     "PerExit",
+    "Policy",
     "PropagateState",
     "RecomputeLayers",
     "RowByRow",
     "SelfDistilled",
     "SharedHead",
     "SkippedLayers",
-    "Threshold",
+    "StageOutput",
+    "TemperatureFit",
+    "Thresholds",
+    "TokenQuantile",
     "Top2Gap",
     "WholeBatch",
+    "budgeted_thresholds",
+    "calibration_error",
+    "cascade_curve",
+    "chosen_models",
+    "disagreement",
     "divergence",
+    "fit_deferral",
+    "fit_temperature",
+    "fit_temperatures",
+    "learn_then_test",
+    "loss_of_quality",
+    "merge_confidence",
+    "of_chosen",
+    "run_in_buckets",
+    "run_with_exits",
+    "split_confidence",
+    "thresholds_by_level",
+    "units_needed",
+    "upper_bounds",
+    "wrong_only_early",
 ]

@@ -7,7 +7,7 @@ import abc
 from dataclasses import dataclass
 
 from .confidence import Confidence, Top2Gap
-from .thresholds import Threshold
+from .thresholds import Thresholds
 
 
 class SkippedLayers(abc.ABC):
@@ -79,7 +79,7 @@ class WholeBatch(BatchPolicy):
 class EarlyExit:
     """A policy: what is calibrated, and what is then used."""
 
-    threshold: Threshold
+    thresholds: Thresholds
     """At which confidence a token leaves."""
     confidence: Confidence = Top2Gap()
     """How sure an exit is."""

@@ -14,12 +14,12 @@ import jax
 import numpy as np
 from flax import nnx
 
-from ...dynamic import DepthQueue, EarlyExit, PropagateState, RecomputeLayers
+from ...dynamic import DepthQueue, EarlyExit, PropagateState, RecomputeLayers, split_confidence
 from ..decoder import DecoderLM, with_layers
 from .engine import Drawn, Usage, refuse_batch_dependence
 from .request import Finish, Request
 from .samplers import Greedy, Sampler
-from .stages import Call, empty_staged_rows, stages
+from .stages import Call, Weights, empty_staged_rows, stages
 
 
 class Depths(NamedTuple):
@@ -53,7 +53,7 @@ class _Row:
 class EarlyExitEngine:
     """Draws tokens for requests by a policy of early exit. Otherwise as `Engine`.
 
-    engine = EarlyExitEngine(model, EarlyExit(confidence=Top2Gap(), threshold=0.8), rows=32, width=16)
+    engine = EarlyExitEngine(model, EarlyExit(thresholds=Constant(threshold=0.8)), rows=32, width=16)
     engine.submit(Request(prompt=prompt, max_tokens=100))
     for drawn in engine.run():
         print(drawn.request, drawn.token)
@@ -105,14 +105,16 @@ class EarlyExitEngine:
         if sampler.needs_seen:
             raise ValueError(f"sampler is {sampler}; with early exit no filter may look at the tokens before")
         self.policy, self._depths = policy, model.config.exit_depths
-        policy.threshold.check_exits(len(self._depths) - 1)
+        policy.thresholds.check_exits(len(self._depths) - 1)
         self._most = policy.skipped.most
         # Before a stage stand what may wait there and the newest, and as many as came through the stage before at once.
         capacity = tuple(_power_of_two((self._most + 1) * (exit + 1)) for exit in range(len(self._depths) - 1))
         graph, state = nnx.split(with_layers(model, stacked=False))
-        self._leaves, structure = jax.tree.flatten(state)
+        leaves, structure = jax.tree.flatten(state)
+        confidence, trained = split_confidence(policy.confidence)
+        self._weights = Weights(leaves, trained)
         self._held = empty_staged_rows(model, policy.confidence, rows=rows, slots=slots, capacity=capacity)
-        self._stages = stages(graph, structure, sampler, policy.confidence, limit, self._depths)
+        self._stages = stages(graph, structure, sampler, confidence, policy.thresholds, limit, self._depths)
         self._rows: list[_Row | None] = [None] * rows
         self._queue = DepthQueue(len(self._depths), width, together=policy.batch.together)
         self._waiting: deque[_Row] = deque()
@@ -174,7 +176,7 @@ class EarlyExitEngine:
         for begin in range(0, len(prompt), self._chunk):
             part = prompt[begin : begin + self._chunk]
             call = self._call([index], [begin], [len(part)], [0], [part])
-            self._held, tokens = self._stages.read(self._leaves, self._held, call)
+            self._held, tokens = self._stages.read(self._weights, self._held, call)
             token = int(np.asarray(tokens)[0])
         row.ran = [len(prompt)] * len(self._depths)
         usage = self.usage
@@ -190,8 +192,8 @@ class EarlyExitEngine:
         stage, indices = self._queue.next()
         if isinstance(self.policy.skipped, RecomputeLayers):
             self._run_again(stage, indices)
-        tokens, scores = self._run(stage, indices)
-        left = self._leaving(stage, indices, scores)
+        tokens, sure = self._run(stage, indices)
+        left = self._leaving(stage, indices, sure)
         on = [index for index, leaves in zip(indices, left, strict=True) if not leaves]
         self._queue.add(stage + 1, on) if on else None
         gone = [index for index, leaves in zip(indices, left, strict=True) if leaves]
@@ -207,27 +209,25 @@ class EarlyExitEngine:
             drawn_seconds=self.usage.drawn_seconds + time.perf_counter() - start,
         )
 
-    def _leaving(self, stage: int, indices: Sequence[int], scores: Sequence[float]) -> list[bool]:
+    def _leaving(self, stage: int, indices: Sequence[int], sure: Sequence[bool]) -> list[bool]:
         """Which rows have their token now."""
         if stage == len(self._depths) - 1:
             return [True] * len(indices)
-        left = []
-        for index, score in zip(indices, scores, strict=True):
-            row = self._row(index)
-            sure = score >= self.policy.threshold.at(stage, row.drawn)
-            left.append(sure and row.ran[stage] - row.ran[stage + 1] <= max(self._most, 1))
+        rows = [self._row(index) for index in indices]
+        room = [row.ran[stage] - row.ran[stage + 1] <= max(self._most, 1) for row in rows]
+        left = [a and b for a, b in zip(sure, room, strict=True)]
         return [all(left)] * len(left) if self.policy.batch.together else left
 
-    def _run(self, stage: int, indices: Sequence[int]) -> tuple[list[int], list[float]]:
+    def _run(self, stage: int, indices: Sequence[int]) -> tuple[list[int], list[bool]]:
         rows = [self._row(index) for index in indices]
         starts = [row.ran[stage] for row in rows]
         stops = [len(row.tokens) if stage == 0 else row.ran[stage - 1] for row in rows]
         call = self._stage_call(stage, indices, starts, stops, recomputed=False)
-        self._held, answer = self._stages.run[stage](self._leaves, self._held, call)
+        self._held, answer = self._stages.run[stage](self._weights, self._held, call)
         for row, stop in zip(rows, stops, strict=True):
             row.ran[stage] = stop
-        token, score = jax.device_get(answer)
-        return token[: len(indices)].tolist(), score[: len(indices)].tolist()
+        token, sure = jax.device_get(answer)
+        return token[: len(indices)].tolist(), sure[: len(indices)].tolist()
 
     def _run_again(self, stage: int, indices: Sequence[int]) -> None:
         """All tokens that wait before a stage through the stages before it, where more than the newest one wait."""
@@ -236,7 +236,7 @@ class EarlyExitEngine:
         if stage and max(stop - start for start, stop in zip(starts, stops, strict=True)) > 1:
             for before in range(stage):
                 call = self._stage_call(before, indices, starts, stops, recomputed=True)
-                self._held, _ = self._stages.run[before](self._leaves, self._held, call)
+                self._held, _ = self._stages.run[before](self._weights, self._held, call)
 
     def _stage_call(
         self, stage: int, indices: Sequence[int], starts: Sequence[int], stops: Sequence[int], *, recomputed: bool
@@ -252,7 +252,7 @@ class EarlyExitEngine:
         rows = [self._row(index) for index in indices]
         starts = [row.ran[exit] - 1 for row in rows]
         call = self._call(indices, starts, [1] * len(rows), [0] * len(rows), [row.tokens[-1:] for row in rows])
-        self._held = self._stages.remember[exit](self._leaves, self._held, call)
+        self._held = self._stages.remember[exit](self._weights, self._held, call)
         for row in rows:
             row.ran[exit + 1 :] = [row.ran[exit]] * (len(row.ran) - exit - 1)
 

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from ...dynamic import Confidence
+from ...dynamic import Confidence, Thresholds, merge_confidence
 from ..cache import LayerCache
 from ..decoder import DecoderLM, NewTokens
 from .samplers import Sampler
@@ -27,6 +27,13 @@ class StagedRows(NamedTuple):
     """Before each stage but the first: what enters it, of the tokens that it has not run for."""
     memory: Any
     """What the confidence remembers of each row."""
+
+
+class Weights(NamedTuple):
+    """Of the model and of a confidence that was trained."""
+
+    leaves: list[jax.Array]
+    confidence: Any
 
 
 class Call(NamedTuple):
@@ -50,18 +57,18 @@ class Answer(NamedTuple):
 
     token: Int[Array, " b"]
     """The next token, if the row leaves here."""
-    score: Float[Array, " b"]
-    """How sure the exit is."""
+    sure: Bool[Array, " b"]
+    """Whether the row may leave here."""
 
 
 class Stages(NamedTuple):
     """Compiled when first called with a shape."""
 
-    read: Callable[[list[jax.Array], StagedRows, Call], tuple[StagedRows, jax.Array]]
+    read: Callable[[Weights, StagedRows, Call], tuple[StagedRows, jax.Array]]
     """A part of some prompts through all layers, and what would follow it in each row: [b]."""
-    run: tuple[Callable[[list[jax.Array], StagedRows, Call], tuple[StagedRows, Answer]], ...]
+    run: tuple[Callable[[Weights, StagedRows, Call], tuple[StagedRows, Answer]], ...]
     """Each stage's layers, its exit's head, confidence and sampling."""
-    remember: tuple[Callable[[list[jax.Array], StagedRows, Call], StagedRows], ...]
+    remember: tuple[Callable[[Weights, StagedRows, Call], StagedRows], ...]
     """For each exit but the last: keys and values of all later layers from the state of the newest token."""
 
 
@@ -80,12 +87,18 @@ def empty_staged_rows(
     cache = model.empty_cache(batch=rows + 1, slots=slots)
     width, dtype = model.config.width, jnp.dtype(model.config.dtype)
     waiting = tuple(jnp.zeros((rows + 1, tokens, width), dtype) for tokens in capacity)
-    return StagedRows(cache.layers, waiting, confidence.memory(rows + 1, width))
+    return StagedRows(cache.layers, waiting, confidence.initial(rows + 1, width))
 
 
 @functools.lru_cache(maxsize=16)
 def stages(
-    graph: nnx.GraphDef, structure: Any, sampler: Sampler, confidence: Confidence, limit: int, depths: tuple[int, ...]
+    graph: nnx.GraphDef,
+    structure: Any,
+    sampler: Sampler,
+    confidence: Any,
+    thresholds: Thresholds,
+    limit: int,
+    depths: tuple[int, ...],
 ) -> Stages:
     """Kept, so that a second engine of the same model and policy compiles nothing.
 
@@ -93,31 +106,35 @@ def stages(
         graph: of the model, unstacked.
         structure: of its state's leaves.
         sampler: how tokens are chosen.
-        confidence: how sure an exit is.
+        confidence: how sure an exit is, without its weights, see `split_confidence`.
+        thresholds: at which confidence a row may leave.
         limit: ids from here on are never drawn.
         depths: layers that run before each exit.
     """
 
-    def model_of(leaves: list[jax.Array]) -> DecoderLM:
-        return nnx.merge(graph, jax.tree.unflatten(structure, leaves))
+    def model_of(weights: Weights) -> DecoderLM:
+        return nnx.merge(graph, jax.tree.unflatten(structure, weights.leaves))
+
+    def confidence_of(weights: Weights) -> Confidence:
+        return merge_confidence(confidence, weights.confidence)
 
     def choose(logits: jax.Array, of: Call) -> jax.Array:
         allowed = jnp.where(jnp.arange(logits.shape[1])[None] < limit, logits, -jnp.inf)
         keys = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(of.key), of.drawn)
         return sampler(allowed, None, keys)
 
-    def read(leaves: list[jax.Array], held: StagedRows, of: Call) -> tuple[StagedRows, jax.Array]:
-        model = model_of(leaves)
+    def read(weights: Weights, held: StagedRows, of: Call) -> tuple[StagedRows, jax.Array]:
+        model = model_of(weights)
         caches = tuple(layer._replace(row=of.row) for layer in held.layers)
         x, written = model.decode_layers(model.embed(of.tokens), _new_tokens(of), caches, first=0)
         layers = tuple(layer._replace(row=None) for layer in written)
         return held._replace(layers=layers), choose(model.head(_newest(x, of))[:, 0], of)
 
-    def run(stage: int) -> Callable[[list[jax.Array], StagedRows, Call], tuple[StagedRows, Answer]]:
+    def run(stage: int) -> Callable[[Weights, StagedRows, Call], tuple[StagedRows, Answer]]:
         first, stop = (0, *depths)[stage], depths[stage]
 
-        def call(leaves: list[jax.Array], held: StagedRows, of: Call) -> tuple[StagedRows, Answer]:
-            model, length = model_of(leaves), of.tokens.shape[1]
+        def call(weights: Weights, held: StagedRows, of: Call) -> tuple[StagedRows, Answer]:
+            model, length = model_of(weights), of.tokens.shape[1]
             new = _new_tokens(of)
             x = model.embed(of.tokens) if stage == 0 else held.waiting[stage - 1][of.row, :length]
             caches = tuple(layer._replace(row=of.row) for layer in held.layers[first:stop])
@@ -128,18 +145,22 @@ def stages(
                 waiting[stage] = _put_behind(waiting[stage], x, of)
             newest = _newest(x, of)
             logits = model.head(newest, stage)[:, 0]
-            remembered = jax.tree.map(lambda array: array[of.row], held.memory)
-            score, remembered = confidence.score(stage, logits, newest[:, 0], remembered)
+            remembered = confidence_of(weights).initial(len(of.row), newest.shape[2])
+            if stage:
+                remembered = jax.tree.map(lambda array: array[of.row], held.memory)
+            exit = jnp.full(of.row.shape, stage, jnp.int32)
+            score, remembered = confidence_of(weights).score(exit, logits, newest[:, 0], remembered)
+            sure = score >= thresholds.at(exit, of.drawn)
             memory = jax.tree.map(lambda array, now: array.at[of.row].set(now), held.memory, remembered)
-            return StagedRows(layers, tuple(waiting), memory), Answer(choose(logits, of), score)
+            return StagedRows(layers, tuple(waiting), memory), Answer(choose(logits, of), sure)
 
         return call
 
-    def remember(exit: int) -> Callable[[list[jax.Array], StagedRows, Call], StagedRows]:
-        def call(leaves: list[jax.Array], held: StagedRows, of: Call) -> StagedRows:
+    def remember(exit: int) -> Callable[[Weights, StagedRows, Call], StagedRows]:
+        def call(weights: Weights, held: StagedRows, of: Call) -> StagedRows:
             first, x = depths[exit], held.waiting[exit][of.row, :1]
             caches = tuple(layer._replace(row=of.row) for layer in held.layers[first:])
-            written = model_of(leaves).remember_layers(x, _new_tokens(of), caches, first=first)
+            written = model_of(weights).remember_layers(x, _new_tokens(of), caches, first=first)
             layers = (*held.layers[:first], *(layer._replace(row=None) for layer in written))
             return held._replace(layers=layers)
 

@@ -54,9 +54,9 @@ def drawn(engine, *, tokens=8, prompts=PROMPTS, **options):
 
 def engine(threshold, *, rows=3, **options):
     policy = {name: options.pop(name) for name in ("skipped", "batch", "confidence") if name in options}
-    threshold = Constant(value=threshold) if isinstance(threshold, float) else threshold
+    threshold = Constant(threshold=threshold) if isinstance(threshold, float) else threshold
     return EarlyExitEngine(
-        options.pop("model", None) or model(), EarlyExit(threshold=threshold, **policy), rows=rows, slots=32, **options
+        options.pop("model", None) or model(), EarlyExit(thresholds=threshold, **policy), rows=rows, slots=32, **options
     )
 
 
@@ -66,7 +66,9 @@ def gaps():
     tokens = jnp.asarray(np.random.default_rng(1).integers(0, 40, (4, 12)))
     hidden = model().hidden(tokens)
     logits = model().head(hidden.exits[0], 0).reshape(-1, 40)
-    return np.asarray(Top2Gap().score(0, logits, hidden.exits[0].reshape(-1, 16), ())[0])
+    return np.asarray(
+        Top2Gap().score(jnp.zeros(len(logits), jnp.int32), logits, hidden.exits[0].reshape(-1, 16), ())[0]
+    )
 
 
 def middle() -> float:
@@ -155,7 +157,7 @@ def test_a_token_goes_deeper_where_too_many_wait() -> None:
 
 @pytest.mark.parametrize("ffn", [CONFIG.ffn, MoE(experts=4, router=TopK(k=2), expert=SwiGLU(hidden=8))])
 def test_where_nobody_leaves_it_is_the_full_model(ffn) -> None:
-    found = engine(PerExit(values=(float("inf"),) * 2), model=model(ffn), skipped=DeferLayers(most=7))
+    found = engine(PerExit(thresholds=(float("inf"),) * 2), model=model(ffn), skipped=DeferLayers(most=7))
     assert drawn(found) == drawn(Engine(model(ffn), rows=3, slots=32))
     assert found.depths.mean == 4
 
@@ -192,20 +194,14 @@ def test_stop_tokens_and_cancelling_end_a_request() -> None:
     assert counts == [2, 8, 8]
 
 
-def test_the_decaying_threshold_is_careful_at_first() -> None:
-    threshold = Decaying(value=0.5, temperature=4.0, length=10)
-    assert threshold.at(0, 0) == pytest.approx(0.55)
-    assert threshold.at(0, 10) == pytest.approx(0.45 + 0.1 * np.exp(-4))
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Constant(value=1.5), "Constant.value is 1.5; it must be from 0 to 1"),
-        (lambda: PerExit(values=(0.5, -1.0)), "PerExit.values holds -1.0; each must be from 0 to 1, or infinity"),
-        (lambda: Decaying(value=0.5, length=0), "Decaying.length is 0"),
+        (lambda: Constant(threshold=1.5), "Constant.threshold is 1.5; it must be 0 to 1"),
+        (lambda: PerExit(thresholds=(0.5, -1.0)), "PerExit.thresholds is -1.0; it must be 0 to 1"),
+        (lambda: Decaying(threshold=0.5, length=0), "Decaying.length is 0"),
         (lambda: DeferLayers(most=0), "DeferLayers.most is 0; it must be at least 1"),
-        (lambda: engine(PerExit(values=(0.5,))), "made for 1 exits; the model has 2 before the last layer"),
+        (lambda: engine(PerExit(thresholds=(0.5,))), "of 1 exits; the model has 2 before the last"),
         (lambda: engine(0.5, width=4), "width is 4 and rows 3; a call has no more rows than there are"),
         (
             lambda: engine(0.5, model=dataclasses.replace(CONFIG, exits=None).build(jax.random.key(0))),
