@@ -16,6 +16,7 @@ from .confidence import (
     split_confidence,
 )
 from .deferral import Agreement, Answers, Deferral, Entropy, MaxProbability, TokenQuantile
+from .fingerprint import fingerprint
 from .guarantee import Guarantee, Policy
 from .learned_confidence import LearnedClassifier
 from .learned_deferral import LearnedDeferral, fit_deferral
@@ -66,6 +67,7 @@ __all__ = [
     "cascade_curve",
     "chosen_models",
     "disagreement",
+    "fingerprint",
     "fit_deferral",
     "fit_temperature",
     "fit_temperatures",
