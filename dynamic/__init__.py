@@ -29,6 +29,7 @@ from .early_exit import (
 )
 from .exit_losses import DepthWeighted, ExitLoss, LayerSkipLoss, SelfDistilled, divergence
 from .exits import ExitHead, Exits, OwnHead, OwnNorm, SharedHead
+from .fingerprint import fingerprint
 from .guarantee import Guarantee, Policy
 from .layer_dropout import LayerDropout
 from .learned_confidence import LearnedClassifier
@@ -100,6 +101,7 @@ __all__ = [
     "chosen_models",
     "disagreement",
     "divergence",
+    "fingerprint",
     "fit_deferral",
     "fit_temperature",
     "fit_temperatures",

@@ -79,9 +79,10 @@ def cascade_curve(
         if rules != 1:
             raise ValueError(f"candidates is None; with {rules} rules name them, as thresholds_by_level does")
         candidates = np.append(np.unique(scores[:, 0]), np.inf)[:, None]
-    chosen = chosen_models(scores, candidates)
-    cost = np.cumsum(costs)[chosen].mean(axis=0)
-    mean = of_chosen(quality, chosen).mean(axis=0)
+    paid, cost, mean = np.cumsum(costs), np.zeros(len(candidates)), np.zeros(len(candidates))
+    for j in range(len(candidates)):  # One by one: rows times candidates may not fit into memory.
+        chosen = chosen_models(scores, candidates[j : j + 1])
+        cost[j], mean[j] = paid[chosen].mean(), of_chosen(quality, chosen).mean()
     order = np.lexsort((-mean, cost))
     return Curve(candidates[order], cost[order], mean[order], costs, quality.mean(axis=0))
 

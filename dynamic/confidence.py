@@ -66,7 +66,9 @@ class Top2Gap(Confidence):
     """Probability of the best less that of the second best. Schuster et al. 2022 (CALM),
     https://arxiv.org/abs/2207.07061, section 3.5."""
 
-    def score(self, exit_index, logits, hidden, state):
+    def score(
+        self, exit_index: Int[Array, " B"], logits: Float[Array, "B V"], hidden: Float[Array, "B D"], state: State
+    ) -> tuple[Float[Array, " B"], State]:
         probs = jax.nn.softmax(logits.astype(jnp.float32))
         first = jnp.arange(probs.shape[1])[None] == probs.argmax(axis=1)[:, None]
         # Two maxima: top_k takes longer than the head on CPU.
@@ -84,7 +86,9 @@ class NegativeEntropy(Confidence):
     https://arxiv.org/abs/2004.12993, leave where H is below a threshold in nats; this is the same order, scaled.
     """
 
-    def score(self, exit_index, logits, hidden, state):
+    def score(
+        self, exit_index: Int[Array, " B"], logits: Float[Array, "B V"], hidden: Float[Array, "B D"], state: State
+    ) -> tuple[Float[Array, " B"], State]:
         log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
         # A probability that underflows to 0 counts 0, not 0 * -inf.
         terms = jnp.where(jnp.isneginf(log_probs), 0.0, jnp.exp(log_probs) * log_probs)
@@ -104,7 +108,9 @@ class HiddenSimilarity(Confidence):
     def initial(self, rows: int, width: int) -> State:
         return jnp.zeros((rows, width), jnp.float32)
 
-    def score(self, exit_index, logits, hidden, state):
+    def score(
+        self, exit_index: Int[Array, " B"], logits: Float[Array, "B V"], hidden: Float[Array, "B D"], state: State
+    ) -> tuple[Float[Array, " B"], State]:
         hidden = hidden.astype(jnp.float32)
         lengths = jnp.linalg.norm(hidden, axis=1) * jnp.linalg.norm(state, axis=1)
         cosine = (hidden * state).sum(axis=1) / jnp.where(lengths > 0, lengths, 1.0)
@@ -151,7 +157,9 @@ class Patience(Confidence):
     def initial(self, rows: int, width: int) -> State:
         return _Unchanged(jnp.full((rows,), -1, jnp.int32), jnp.zeros((rows,), jnp.int32))
 
-    def score(self, exit_index, logits, hidden, state):
+    def score(
+        self, exit_index: Int[Array, " B"], logits: Float[Array, "B V"], hidden: Float[Array, "B D"], state: State
+    ) -> tuple[Float[Array, " B"], State]:
         prediction = jnp.argmax(logits, axis=1).astype(jnp.int32)
         times = jnp.where(prediction == state.prediction, state.times + 1, 0)
         share = jnp.minimum(times.astype(jnp.float32) / self.most, 1.0)

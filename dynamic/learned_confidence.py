@@ -4,16 +4,15 @@ Schuster et al. 2022 (CALM), https://arxiv.org/abs/2207.07061, sections 3.5 and 
 exit, trained after the model, whose weights they leave alone. Letters: B rows, D width, N exits, V vocabulary.
 """
 
-import hashlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from .confidence import Confidence, State
+from .fingerprint import fingerprint
 
 
 class LearnedClassifier(nnx.Module, Confidence):
@@ -52,7 +51,9 @@ class LearnedClassifier(nnx.Module, Confidence):
             x = jax.nn.relu(jnp.take_along_axis(every, exit_index[:, None, None], axis=1)[:, 0])
         return (x * self.kernel[...][exit_index]).sum(axis=1) + self.bias[...][exit_index]
 
-    def score(self, exit_index, logits, hidden, state) -> tuple[Float[Array, " B"], State]:
+    def score(
+        self, exit_index: Int[Array, " B"], logits: Float[Array, "B V"], hidden: Float[Array, "B D"], state: State
+    ) -> tuple[Float[Array, " B"], State]:
         return jax.nn.sigmoid(self.logit(exit_index, hidden)), state
 
     def loss(self, hidden: Float[Array, "N B D"], logits: Float[Array, "N B V"]) -> Float[Array, ""]:
@@ -71,8 +72,5 @@ class LearnedClassifier(nnx.Module, Confidence):
         return (jax.nn.softplus(found) - agrees * found).mean()
 
     def describe(self) -> dict[str, Any]:
-        """Holds a digest of the weights, so that a classifier trained on is another one. Not under `jax.jit`."""
-        digest = hashlib.sha256()
-        for leaf in jax.tree.leaves(nnx.state(self, nnx.Param)):
-            digest.update(str(leaf.shape).encode() + np.asarray(leaf, np.float32).tobytes())
-        return {"type": type(self).__name__, "neurons": self.neurons, "weights": digest.hexdigest()}
+        """Holds a fingerprint of the weights, so that a classifier trained on is another one. Not under `jax.jit`."""
+        return {"type": type(self).__name__, "neurons": self.neurons, "weights": fingerprint(nnx.state(self))}

@@ -30,7 +30,7 @@ class PValue(abc.ABC):
 class Hoeffding(PValue):
     """exp(-2 n (delta - mean)_+^2). Hoeffding 1963, theorem 1; the form that CALM states."""
 
-    def __call__(self, losses, delta, epsilon):
+    def __call__(self, losses: Float[np.ndarray, "n J"], delta: float, epsilon: float) -> Float[np.ndarray, " J"]:
         return np.exp(-2 * len(losses) * np.maximum(delta - losses.mean(axis=0), 0) ** 2)
 
 
@@ -43,7 +43,7 @@ class HoeffdingBentkus(PValue):
     between.
     """
 
-    def __call__(self, losses, delta, epsilon):
+    def __call__(self, losses: Float[np.ndarray, "n J"], delta: float, epsilon: float) -> Float[np.ndarray, " J"]:
         n, mean = len(losses), losses.mean(axis=0)
         return np.minimum(np.exp(-n * _divergence(np.minimum(mean, delta), delta)), self._bentkus(n, mean, delta))
 
@@ -65,7 +65,7 @@ class Betting(PValue):
     must be theirs by chance.
     """
 
-    def __call__(self, losses, delta, epsilon):
+    def __call__(self, losses: Float[np.ndarray, "n J"], delta: float, epsilon: float) -> Float[np.ndarray, " J"]:
         n, count = len(losses), np.arange(2, len(losses) + 2)[:, None]
         mean = (0.5 + np.cumsum(losses, axis=0)) / count
         variance = (0.25 + np.cumsum((losses - mean) ** 2, axis=0)) / count

@@ -33,7 +33,7 @@ class Thresholds(abc.ABC):
 class NeverExit(Thresholds):
     """No score is high enough: the full model."""
 
-    def at(self, exit_index, position):
+    def at(self, exit_index: Int[Array, " B"], position: Int[Array, " B"]) -> Float[Array, " B"]:
         return jnp.full(exit_index.shape, jnp.inf, jnp.float32)
 
 
@@ -46,7 +46,7 @@ class Constant(Thresholds):
     def __post_init__(self):
         check_threshold("Constant.threshold", self.threshold)
 
-    def at(self, exit_index, position):
+    def at(self, exit_index: Int[Array, " B"], position: Int[Array, " B"]) -> Float[Array, " B"]:
         return jnp.full(exit_index.shape, self.threshold, jnp.float32)
 
 
@@ -68,7 +68,7 @@ class PerExit(Thresholds):
     def exits(self) -> int:
         return len(self.thresholds)
 
-    def at(self, exit_index, position):
+    def at(self, exit_index: Int[Array, " B"], position: Int[Array, " B"]) -> Float[Array, " B"]:
         values = jnp.asarray(self.thresholds, jnp.float32)
         # Past the last, where all leave anyway, an index must not read another exit's.
         return values.at[exit_index].get(mode="fill", fill_value=0.0)
@@ -93,7 +93,7 @@ class Decaying(Thresholds):
         if self.length < 1:
             raise ValueError(f"Decaying.length is {self.length}; it must be at least 1 token")
 
-    def at(self, exit_index, position):
+    def at(self, exit_index: Int[Array, " B"], position: Int[Array, " B"]) -> Float[Array, " B"]:
         strict = jnp.exp(-self.tau * position.astype(jnp.float32) / self.length)
         return jnp.clip(0.9 * self.threshold + 0.1 * strict, 0.0, 1.0)
 

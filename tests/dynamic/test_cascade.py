@@ -152,9 +152,9 @@ def test_the_curve_holds_every_threshold_and_its_area_is_the_mean_height():
     np.testing.assert_allclose(curve.area, 2.5 / 3)
     np.testing.assert_allclose(curve.random_area, 0.75)
     np.testing.assert_allclose(curve.model_quality, [0.5, 1])
-    assert [curve.within(budget) for budget in (1, 2.9, 3, 100)] == [0, 1, 2, 2]
-    np.testing.assert_allclose(curve.candidates[curve.within(3)], [0.8])
-    with pytest.raises(ValueError, match="budget is 0.5; it must be 1.0"):
+    assert [curve.within(budget) for budget in (1.0, 2.9, 3.0, 100.0)] == [0, 1, 2, 2]
+    np.testing.assert_allclose(curve.candidates[curve.within(3.0)], [0.8])
+    with pytest.raises(ValueError, match="budget is 0.5; the cheapest candidate costs 1.0"):
         curve.within(0.5)
 
 
@@ -184,7 +184,9 @@ def test_bad_cascades_thresholds_and_curves_are_refused():
     scores = np.zeros((4, 2))
     with pytest.raises(ValueError, match="candidates is None; with 2 rules name them"):
         cascade_curve(scores, np.zeros((4, 3)), np.arange(1.0, 4))
-    with pytest.raises(ValueError, match="quality has the shape"):
-        cascade_curve(scores, np.zeros((4, 2)), np.arange(1.0, 4))
+    with pytest.raises(
+        ValueError, match=r"quality has the shape \(4, 2\) and costs \(2,\); with scores of 4 rows and 2"
+    ):
+        cascade_curve(scores, np.zeros((4, 2)), np.arange(1.0, 3))
     with pytest.raises(ValueError, match="add a candidate that hands nothing on"):
         _ = cascade_curve(scores, np.zeros((4, 3)), np.arange(1.0, 4), np.zeros((1, 2))).area

@@ -99,6 +99,16 @@ def test_upper_bounds_invert_the_p_value(test):
         assert test(column, bound - 1e-6, 0.1)[0] > 0.1 >= test(column, bound + 1e-9, 0.1)[0]
 
 
+@pytest.mark.parametrize("test", ALL, ids=name)
+def test_a_bound_is_at_most_delta_exactly_where_the_test_of_delta_passes(test):
+    losses = (np.arange(150)[:, None] < np.arange(0, 20)[None]).astype(np.float64)[
+        np.random.default_rng(5).permutation(150)
+    ]
+    passes = test(losses, 0.1, 0.05) <= 0.05
+    assert 0 < passes.sum() < 20
+    np.testing.assert_array_equal(upper_bounds(losses, epsilon=0.05, p_value=test) <= 0.1, passes)
+
+
 def test_upper_bounds_at_the_ends():
     np.testing.assert_allclose(upper_bounds(np.zeros((59, 1)), epsilon=0.05), [1 - 0.05 ** (1 / 59)], atol=1e-10)
     np.testing.assert_allclose(upper_bounds(np.ones((10, 1)), epsilon=0.05), [1], atol=1e-10)
