@@ -16,6 +16,7 @@ from .confidence import (
     split_confidence,
 )
 from .deferral import Agreement, Answers, Deferral, Entropy, MaxProbability, TokenQuantile
+from .ensemble import Ensemble
 from .fingerprint import fingerprint
 from .guarantee import Guarantee, Policy
 from .learned_confidence import LearnedClassifier
@@ -41,6 +42,7 @@ __all__ = [
     "Curve",
     "Decaying",
     "Deferral",
+    "Ensemble",
     "Entropy",
     "ExitRun",
     "Guarantee",
