@@ -27,6 +27,7 @@ from .early_exit import (
     SkippedLayers,
     WholeBatch,
 )
+from .ensemble import Ensemble
 from .exit_losses import DepthWeighted, ExitLoss, LayerSkipLoss, SelfDistilled, divergence
 from .exits import ExitHead, Exits, OwnHead, OwnNorm, SharedHead
 from .fingerprint import fingerprint
@@ -60,6 +61,7 @@ __all__ = [
     "DepthQueue",
     "DepthWeighted",
     "EarlyExit",
+    "Ensemble",
     "Entropy",
     "ExitHead",
     "ExitLoss",

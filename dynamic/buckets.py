@@ -92,4 +92,10 @@ def run_in_buckets(
 
 def take_rows(arrays: Any, rows: Int[np.ndarray, " B"]) -> Any:
     """Rows of each array: NumPy's stay on the host, JAX's on their device."""
-    return jax.tree.map(lambda array: array[rows], arrays)
+    return jax.tree.map(lambda array: _take(array, rows) if isinstance(array, jax.Array) else array[rows], arrays)
+
+
+@jax.jit
+def _take(array: Any, rows: Any) -> Any:
+    # The rows are known to exist; without this JAX checks each.
+    return jnp.take(array, rows, axis=0, mode="clip")

@@ -97,7 +97,7 @@ class Cascade:
                 handed on. None: the last model alone is asked, the `Guarantee.threshold` where nothing passed.
 
         Raises:
-            ValueError: their number or range is wrong.
+            ValueError: their number or range is wrong, or models answer in different shapes.
         """
         last = len(self.rules)
         check_thresholds(thresholds, last)
@@ -114,8 +114,14 @@ class Cascade:
             answers, sizes = run_in_buckets(model, inputs, left, self.buckets)
             padded[-1] = sum(sizes)
             answers = _on_host(answers, len(left))
+            form = (answers.prediction.shape[1:], answers.prediction.dtype)
             if prediction is None:
-                prediction = np.zeros((count, *answers.prediction.shape[1:]), answers.prediction.dtype)
+                prediction = np.zeros((count, *form[0]), form[1])
+            if form != (prediction.shape[1:], prediction.dtype):
+                raise ValueError(
+                    f"{model.name} answers in {form[1]}{list(form[0])} a row; the models before it in "
+                    f"{prediction.dtype}{list(prediction.shape[1:])}, and all must in the same"
+                )
             stays = self._stays(at, answers, thresholds)
             prediction[left[stays]], model_of[left[stays]] = answers.prediction[stays], at
             left = left[~stays]

@@ -62,7 +62,7 @@ def run_with_exits(
     if not stages:
         raise ValueError("stages is empty; there must be one of each exit")
     parts = split_confidence(confidence)
-    left = here = np.arange(_count(inputs))  # rows that go on, and where they lie in `carried`
+    left = here = np.arange(_count("inputs", inputs))  # rows that go on, and where they lie in `carried`
     carried, state, logits = inputs, None, np.zeros((0, 0), np.float32)
     exit_index = np.zeros(len(left), np.int64)
     rows, paid = [], []
@@ -71,9 +71,9 @@ def run_with_exits(
         if not len(left):
             paid.append(0)
             continue
-        (output, state), sizes = run_in_buckets(_with_state(stage), (carried, state), here, buckets)
-        paid.append(sum(sizes))
-        found = np.asarray(output.logits)[: len(left)]
+        output, state, here = _run(stage, carried, state, here, buckets)
+        paid.append(len(output.logits))
+        found = np.asarray(output.logits)[here]
         if at == 0:
             logits = np.zeros_like(found)
         if at == len(stages) - 1:
@@ -83,16 +83,22 @@ def run_with_exits(
                 state = confidence.initial(*output.hidden.shape)
             score, state = _score(*parts, at, output.logits, output.hidden, state)
             zero = jnp.zeros((1,), jnp.int32)
-            leaves = np.asarray(score)[: len(left)] >= np.asarray(thresholds.at(zero + at, zero))
+            leaves = np.asarray(score)[here] >= np.asarray(thresholds.at(zero + at, zero))
         logits[left[leaves]] = found[leaves]
         exit_index[left[leaves]] = at
-        left, here, carried = left[~leaves], np.flatnonzero(~leaves), output.carried
+        left, here, carried = left[~leaves], here[~leaves], output.carried
     return ExitRun(logits.argmax(axis=1), logits, exit_index, rows, paid)
 
 
-def _with_state(stage: Stage) -> Callable[[Any], Any]:
-    """A stage that hands on what the confidence remembers of its rows."""
-    return lambda given: (stage(given[0]), given[1])
+def _run(
+    stage: Stage, carried: Any, state: Any, here: Int[np.ndarray, " left"], buckets: Buckets
+) -> tuple[StageOutput, Any, Int[np.ndarray, " left"]]:
+    """The stage's output for some rows, their state, and where they lie in both now."""
+    if buckets.sizes(len(here)) == [_count("carried", carried)]:
+        # Compacting would save nothing: rows that have left stay as padding.
+        return stage(carried), state, here
+    (output, state), _ = run_in_buckets(lambda given: (stage(given[0]), given[1]), (carried, state), here, buckets)
+    return output, state, np.arange(len(here))
 
 
 @partial(jax.jit, static_argnums=(0, 2))
@@ -101,8 +107,8 @@ def _score(static: Any, weights: Any, at: int, logits: Any, hidden: Any, state: 
     return merge_confidence(static, weights).score(index, logits, hidden, state)
 
 
-def _count(inputs: Any) -> int:
-    counts = {leaf.shape[0] for leaf in jax.tree.leaves(inputs)}
+def _count(name: str, arrays: Any) -> int:
+    counts = {leaf.shape[0] for leaf in jax.tree.leaves(arrays)}
     if len(counts) != 1 or counts == {0}:
-        raise ValueError(f"inputs has arrays of {sorted(counts)} rows; all must have the same number, at least 1")
+        raise ValueError(f"{name} has arrays of {sorted(counts)} rows; all must have the same number, at least 1")
     return counts.pop()

@@ -20,7 +20,8 @@ class Policy:
     exits: tuple[int, ...]
     """Layers that run before each exit; of a cascade, the numbers of its models."""
     thresholds: str
-    """How the one calibrated number becomes a threshold: "constant", "decaying, tau 4, 64 tokens", ..."""
+    """How what was calibrated becomes a threshold: "constant", "per exit", or the caller's own words for another way,
+    "decaying, tau 4, 64 tokens"."""
     keys_values: str
     """What fills the cache of layers that were left out; "none" without a cache."""
     batch: str
@@ -98,14 +99,20 @@ class Guarantee:
                 )
 
     def thresholds_for(self, policy: Policy) -> Thresholds:
-        """The thresholds of exits, once `check` has passed. A sinking threshold is the caller's to build.
+        """The thresholds of exits, once `check` has passed.
 
         Raises:
-            ValueError: as `check`.
+            ValueError: as `check`; or the policy's thresholds are neither "constant" nor "per exit", so that only the
+                caller can build them.
         """
         self.check(policy)
         if self.threshold is None:
             return NeverExit()
+        if policy.thresholds != (known := "per exit" if isinstance(self.threshold, tuple) else "constant"):
+            raise ValueError(
+                f"policy.thresholds is {policy.thresholds!r}; of {self.threshold} only {known!r} thresholds are made "
+                "here: check the policy, and build yours from Guarantee.threshold"
+            )
         if isinstance(self.threshold, tuple):
             return PerExit(thresholds=self.threshold)
         return Constant(threshold=self.threshold)

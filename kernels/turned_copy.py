@@ -6,7 +6,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 
 from .native_code import compiled_library
@@ -39,7 +39,7 @@ def turned_copy(seen: np.ndarray, target: np.ndarray) -> bool:
 def _kind(seen: np.dtype, target: np.dtype) -> int | None:
     if seen == target and seen.itemsize in (1, 2, 4):
         return seen.itemsize
-    return WIDENED if seen == ml_dtypes.bfloat16 and target == np.float32 else None
+    return WIDENED if seen == jnp.bfloat16 and target == np.float32 else None
 
 
 @functools.cache

@@ -14,6 +14,7 @@ from dynamoe.dynamic import (
     Entropy,
     MaxProbability,
     Policy,
+    TokenQuantile,
     cascade_curve,
     chosen_models,
     learn_then_test,
@@ -87,6 +88,30 @@ def test_without_thresholds_the_last_model_alone_is_asked():
     found = cascade.run(X, None)
     np.testing.assert_array_equal(found.prediction, (X @ WEIGHTS[2]).argmax(axis=1))
     assert (found.rows, found.cost) == ([0, 0, 37], 10.0)
+
+
+class TinyDecoder:
+    """Says the same token three times; how sure it is differs from token to token."""
+
+    def __init__(self, name: str, cost: float, token: int, length: int = 3):
+        self.name, self.cost, self.token, self.length = name, cost, token, length
+
+    def __call__(self, inputs):
+        rows = jnp.asarray(inputs).shape[0]
+        sure = jnp.log(jnp.asarray(inputs)[:, :1] * jnp.asarray([1.0, 0.5, 1.0], jnp.float32)[None])
+        return Answers(jnp.full((rows, self.length), self.token, jnp.int32), token_log_probs=sure)
+
+
+def test_decoders_hand_on_whole_answers():
+    small, large = TinyDecoder("small", 1.0, 7), TinyDecoder("large", 9.0, 8)
+    cascade = Cascade(models=(small, large), rules=(TokenQuantile(quantile=0.0),), unit="seconds")
+    sure = np.array([[0.9], [0.5], [1.0]], np.float32)
+    found = cascade.run(sure, (0.4,))
+    np.testing.assert_array_equal(found.prediction, [[7] * 3, [8] * 3, [7] * 3])
+    assert (found.rows, found.cost, found.cost_with_padding) == ([3, 1], 4.0, 80 / 3)
+    other = Cascade(models=(small, TinyDecoder("long", 9.0, 8, 5)), rules=(TokenQuantile(),), unit="seconds")
+    with pytest.raises(ValueError, match=r"long answers in int32\[5\] a row; the models before it in int32\[3\]"):
+        other.run(sure, (0.4,))
 
 
 def test_outcomes_tell_what_any_thresholds_would_do():
