@@ -13,11 +13,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 
-from ..dynamic import Constant, EarlyExit, NeverExit, Policy, disagreement, fingerprint
-from ..models import DecoderLM, negative_log_likelihood
+from ..dynamic import Constant, EarlyExit, Policy, disagreement, fingerprint
+from ..models import DecoderLM, negative_log_likelihood, with_layers
 from ..models.accounting import count_parts
-from ..models.generation import EarlyExitEngine, Engine, Request
+from ..models.generation import EarlyExitEngine, Engine, Request, Sampler
 from .data import HeldOut, target_mask
+from .scoring import Pair, score
 
 QUARTERS = 4
 """Parts of equal size that prompts are sorted into by how hard the full model finds their text."""
@@ -52,15 +53,15 @@ class Sweep(NamedTuple):
     """Mean depth of each prompt."""
 
 
-def policy_record(model: DecoderLM, policy: EarlyExit) -> Policy:
+def policy_record(model: DecoderLM, policy: EarlyExit, sampler: Sampler) -> Policy:
     """Under what conditions a policy answers, for a guarantee and its check."""
     return Policy(
         confidence=policy.confidence.describe(),
         exits=model.config.exit_depths,
         thresholds="constant",
         keys_values=str(policy.skipped),
-        batch=type(policy.batch).__name__,
-        model=fingerprint(nnx.state(model)),
+        batch=f"{policy.batch}, {sampler}",
+        model=fingerprint(nnx.state(with_layers(model, stacked=False))),
     )
 
 
@@ -114,6 +115,15 @@ def sweep(
             )
         )
     return Sweep(points, np.stack(losses, axis=1), np.stack(layers, axis=1))
+
+
+def prompt_nats(
+    model: DecoderLM, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
+) -> Float[np.ndarray, " n"]:
+    """The full model's nats per token on the text that follows each prompt: how hard it is."""
+    longest = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
+    scores = score(model, list(map(Pair, prompts, answers)), longest=longest)
+    return np.array([-one.log_likelihood / len(answer) for one, answer in zip(scores, answers, strict=True)])
 
 
 def exit_flops(model: DecoderLM, length: int) -> Float[np.ndarray, " N"]:
@@ -173,12 +183,8 @@ def _answers(
         after = engine.depths.tokens if isinstance(engine, EarlyExitEngine) else ()
         counts.append([b - a for a, b in zip(before, after, strict=True)])
     second = slice(len(prompts), None)
-    return np.array(answers[second]), np.array(seconds[second]), np.array(counts[second])
+    return np.array(answers[second]), np.array(seconds[second]), np.array(counts[second], int)
 
 
 def _means(values: Float[np.ndarray, " n"], groups: Sequence[np.ndarray]) -> tuple[float, ...]:
     return tuple(float(values[group].mean()) for group in groups)
-
-
-NEVER = EarlyExit(thresholds=NeverExit())
-"""A policy to change the parts of."""

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -11,6 +11,7 @@ from ..data import Source, TextFiles, concatenated, held_out, leading_documents
 from ..experiment import Experiment
 from ..training.restore import Trained
 from .model_option import ModelOptions
+from .sweep_thresholds import SweepOptions, sweep_thresholds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +36,22 @@ class Evaluate(ModelOptions):
     """Tokens per window; a token sees at most so many before it. None: as in training, or of a published model what it
     was trained on, at most 2,048."""
 
+    sweep: Literal["thresholds"] | None = None
+    """Also answer prompts at each threshold of early exit: quality against FLOPs and time, drawn and calibrated. The
+    model must have exits; writes early_exit.json and early_exit.png into the run's directory."""
+    sweeping: SweepOptions = SweepOptions()
+
     def run(self, console: Console) -> int:
         if self.separator is not None and not self.text:
             raise ValueError(f"separator is {self.separator!r} and text empty; it splits the files of --text")
         trained = self.load(console)
+        if self.sweep is not None:
+            sizes = self._sizes(trained.experiment)
+            source, tokenizer = self._source(trained.experiment), trained.experiment.tokenizer
+            limit = self.max_bytes or trained.experiment.evaluation_bytes
+            return sweep_thresholds(
+                trained, held_out(source, tokenizer, **sizes, max_bytes=limit), self.sweeping, console
+            )
         as_one = self.model is not None and self.separator is None
         line = (self._perplexity if as_one else self._bits_per_byte)(trained)
         console.print(line, markup=False, highlight=False)

@@ -9,9 +9,11 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from ...dynamic import EarlyExit
 from ...models import DecoderLM
 from ...models.generation import (
     Categorical,
+    EarlyExitEngine,
     Engine,
     Filter,
     Greedy,
@@ -28,6 +30,7 @@ from ...models.generation import (
     generate_text,
 )
 from ..data import Tokenizer
+from .early_exit_option import Skipped, policy_of
 from .model_option import ModelOptions
 
 
@@ -57,6 +60,12 @@ class Generate(ModelOptions):
     """Above 1: make tokens less likely that the text holds already. None: leave them."""
     stop: tuple[str, ...] = ()
     """Strings that end an answer; they are not shown."""
+    early_exit: str | None = None
+    """Let a token leave at the first exit that is at least so sure, 0 to 1; or "calibrated", by the guarantee that
+    `dynamoe evaluate --sweep thresholds` left beside the run. None: all layers."""
+    skipped_layers: Skipped = "propagate"
+    """What becomes of the layers that a token skips: their keys and values come from its last state, or they run later
+    when a token needs them, from kept states or again from the beginning."""
     seed: int = 0
     """The same seed draws the same text; the n-th prompt of a file has the seed + n - 1."""
     batch: int = 8
@@ -80,8 +89,11 @@ class Generate(ModelOptions):
             text_request(tokenizer, prompt, tokens=self.tokens, seed=self.seed + place, stop=self.stop, ends=ends)
             for place, prompt in enumerate(prompts)
         ]
+        sampler, policy = sampler_of(self), None
+        if self.early_exit is not None:
+            policy = policy_of(self.early_exit, self.skipped_layers, trained, sampler)
         engine = engine_for(
-            trained.model, tokenizer, requests, sampler=sampler_of(self), rows=self.batch, slots=self.context
+            trained.model, tokenizer, requests, sampler=sampler, rows=self.batch, slots=self.context, policy=policy
         )
         status = 0
         try:
@@ -91,7 +103,8 @@ class Generate(ModelOptions):
         except KeyboardInterrupt:
             sys.stdout.write("\n")
             status = 130
-        print(told(engine.usage), file=sys.stderr)
+        depth = f"; {engine.depths.mean:.2f} layers a token" if isinstance(engine, EarlyExitEngine) else ""
+        print(told(engine.usage) + depth, file=sys.stderr)
         return status
 
 
@@ -167,16 +180,14 @@ def engine_for(
     sampler: Sampler,
     rows: int,
     slots: int | None = None,
-) -> Engine:
+    policy: EarlyExit | None = None,
+) -> Engine | EarlyExitEngine:
     """An engine with no more rows and, with `slots` None, no more slots than the requests need."""
     needed = max(len(each.request.prompt) + each.request.max_tokens - 1 for each in requests)
-    return Engine(
-        model,
-        rows=min(rows, len(requests)),
-        slots=needed if slots is None else slots,
-        sampler=sampler,
-        vocab=tokenizer.vocab_size,
-    )
+    rows, slots = min(rows, len(requests)), needed if slots is None else slots
+    if policy is not None:
+        return EarlyExitEngine(model, policy, rows=rows, slots=slots, sampler=sampler, vocab=tokenizer.vocab_size)
+    return Engine(model, rows=rows, slots=slots, sampler=sampler, vocab=tokenizer.vocab_size)
 
 
 def continuation(

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from .early_exit import EarlyExitEngine
 from .engine import Engine
 from .request import Finish, Request
 
@@ -35,7 +36,7 @@ class Piece(NamedTuple):
 
 
 def generate_text(
-    engine: Engine, requests: Sequence[TextRequest], decode: Callable[[Sequence[int]], str]
+    engine: Engine | EarlyExitEngine, requests: Sequence[TextRequest], decode: Callable[[Sequence[int]], str]
 ) -> Iterator[Piece]:
     """The texts that follow prompts, piece by piece, as they are drawn.
 
@@ -54,7 +55,7 @@ def generate_text(
     return _pieces(engine, streams, places)
 
 
-def _pieces(engine: Engine, streams: "dict[int, _Stream]", places: dict[int, int]) -> Iterator[Piece]:
+def _pieces(engine: Engine | EarlyExitEngine, streams: "dict[int, _Stream]", places: dict[int, int]) -> Iterator[Piece]:
     for drawn in engine.run():
         text, stopped = streams[drawn.request].add(drawn.token, drawn.finish)
         if stopped:
