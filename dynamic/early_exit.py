@@ -3,28 +3,26 @@
 Schuster et al. 2022 (CALM), https://arxiv.org/abs/2207.07061; Bae et al. 2023 (FREE), https://arxiv.org/abs/2310.05424.
 """
 
-import abc
 from dataclasses import dataclass
+from typing import ClassVar
 
 from .confidence import Confidence, Top2Gap
 from .thresholds import Thresholds
 
 
-class SkippedLayers(abc.ABC):
+class SkippedLayers:
     """How the layers that a token skipped come by its keys and values."""
 
     @property
-    @abc.abstractmethod
-    def most(self) -> int:
+    def waiting(self) -> int:
         """Tokens of a row that may wait before an exit for the layers behind it."""
+        return 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class PropagateState(SkippedLayers):
     """From the state at which it left, through each skipped layer's projections: CALM; Elbayad et al. 2020,
     https://arxiv.org/abs/1910.10073. Later tokens see other keys than the full model's."""
-
-    most = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +32,10 @@ class DeferLayers(SkippedLayers):
 
     most: int = 8
     """Tokens of a row that may wait before an exit; a further one goes deeper."""
+
+    @property
+    def waiting(self) -> int:
+        return self.most
 
     def __post_init__(self):
         if self.most < 1:
@@ -47,18 +49,20 @@ class RecomputeLayers(SkippedLayers):
     most: int = 8
     """Tokens of a row that may wait before an exit; a further one goes deeper."""
 
+    @property
+    def waiting(self) -> int:
+        return self.most
+
     def __post_init__(self):
         if self.most < 1:
             raise ValueError(f"RecomputeLayers.most is {self.most}; it must be at least 1")
 
 
-class BatchPolicy(abc.ABC):
+class BatchPolicy:
     """Who leaves together."""
 
-    @property
-    @abc.abstractmethod
-    def together(self) -> bool:
-        """Whether the rows of a call go on and leave as one."""
+    together: ClassVar[bool]
+    """Whether the rows of a call go on and leave as one."""
 
 
 @dataclass(frozen=True, kw_only=True)

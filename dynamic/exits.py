@@ -5,24 +5,19 @@
 The last layer's own head is always the last exit. Letters: D width, V vocabulary.
 """
 
-import abc
 from dataclasses import dataclass
+from typing import ClassVar
 
 from .exit_losses import DepthWeighted, ExitLoss
 
 
-class ExitHead(abc.ABC):
+class ExitHead:
     """What makes logits at an exit."""
 
-    @property
-    @abc.abstractmethod
-    def own_norm(self) -> bool:
-        """Whether each exit has a norm of its own; else the model's last one serves all."""
-
-    @property
-    @abc.abstractmethod
-    def own_kernel(self) -> bool:
-        """Whether each exit has a matrix [D, V] of its own; else the model's head serves all."""
+    own_norm: ClassVar[bool]
+    """Whether each exit has a norm of its own; else the model's last one serves all."""
+    own_kernel: ClassVar[bool]
+    """Whether each exit has a matrix [D, V] of its own; else the model's head serves all."""
 
 
 @dataclass(frozen=True, kw_only=True)

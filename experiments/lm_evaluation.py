@@ -70,8 +70,11 @@ def harness_adapter(
         rows: texts at a time.
     """
     try:
-        from lm_eval.api.model import TemplateLM
-        from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+        from lm_eval.api.model import TemplateLM  # pyright: ignore[reportMissingImports]
+        from lm_eval.utils import (  # pyright: ignore[reportMissingImports]
+            get_rolling_token_windows,
+            make_disjoint_window,
+        )
     except ImportError as error:
         raise ImportError(f"lm-evaluation-harness cannot be imported ({error}): pip install lm_eval") from error
     prefix = tokenizer.eos if tokenizer.bos is None else tokenizer.bos
@@ -103,7 +106,8 @@ def harness_adapter(
 
         def _loglikelihood_tokens(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
             pairs = [Pair(context, continuation) for _, context, continuation in requests]
-            return [tuple(found) for found in score(model, pairs, longest=longest, rows=rows)]
+            found = score(model, pairs, longest=longest, rows=rows)
+            return [(each.log_likelihood, each.greedy) for each in found]
 
         def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
             windows, owners = [], []

@@ -11,6 +11,7 @@ from ..models.checkpoints.folder import CONFIG
 from ..models.checkpoints.llama2_c import is_llama2_c
 from .data import HuggingFaceTokenizer, SentencePiece, Tokenizer, check_vocabulary
 from .files import read_json
+from .places import Place
 
 TOKENIZER_JSON, SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
 GENERATION, SETTINGS = "generation_config.json", "tokenizer_config.json"
@@ -27,8 +28,10 @@ class Published(NamedTuple):
     """Tokens that it was trained to see at once, as its configuration says."""
 
 
-def is_published(path: str | Path) -> bool:
+def is_published(path: str | Place) -> bool:
     """Whether a path leads to a published model: a folder whose config.json names a family, or a file of llama2.c."""
+    if "://" in str(path):  # a run in a store
+        return False
     place = Path(path)
     if is_llama2_c(place):
         return True

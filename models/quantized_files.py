@@ -89,9 +89,9 @@ def load_quantized(
         config = dataclasses.replace(config, dtype=dtype.name)
     model = nnx.eval_shape(lambda: prepare(config.build(jax.random.key(0), stacked=stacked)))
     variables = {_name(place): (place, variable) for place, variable in nnx.to_flat_state(nnx.state(model))}
-    for name in values if dtype is not None else ():
+    for name in values:
         # What routers remember keeps its own dtype.
-        if name in variables and isinstance(variables[name][1], nnx.Param | QuantizedWeight):
+        if dtype is not None and name in variables and isinstance(variables[name][1], nnx.Param | QuantizedWeight):
             place, variable = variables[name]
             values[name] = values[name].astype(dtype)
             wanted = variable.get_value()

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
-from ..data import Source, TextFiles, concatenated, held_out, leading_documents
+from ..data import Source, TextFiles, concatenated, document_text, held_out, leading_documents
 from ..experiment import Experiment
 from ..training.restore import Trained
 from .model_option import ModelOptions
@@ -85,7 +85,7 @@ class Evaluate(ModelOptions):
         experiment = trained.experiment
         sizes = self._sizes(experiment)
         documents = leading_documents(self._source(experiment), self.max_bytes)
-        text, left_out = concatenated(documents, experiment.tokenizer, **sizes)
+        text, left_out = concatenated([document_text(each) for each in documents], experiment.tokenizer, **sizes)
         nats = trained.nats(text) / text.tokens
         return (
             f"perplexity {math.exp(nats):.4f} ({nats:.4f} nats a token) of {self.model}: {text.tokens:,} targets, "

@@ -88,7 +88,7 @@ def encode_corpus(documents: Iterable[Document], tokenizer: Tokenizer) -> Corpus
         return Corpus(tokens, starts)
     if any(each.prompt is None for each in encoded):
         raise ValueError("a source gives texts and prompts with completions; mix two sources instead, see Mixture")
-    learned = [np.arange(each.ids.size) >= each.prompt for each in encoded]
+    learned = [np.arange(each.ids.size) >= (each.prompt or 0) for each in encoded]
     return Corpus(tokens, starts, np.concatenate(learned))
 
 

@@ -106,7 +106,7 @@ class EarlyExitEngine:
             raise ValueError(f"sampler is {sampler}; with early exit no filter may look at the tokens before")
         self.policy, self._depths = policy, model.config.exit_depths
         policy.thresholds.check_exits(len(self._depths) - 1)
-        self._most = policy.skipped.most
+        self._most = policy.skipped.waiting
         # Before a stage stand what may wait there and the newest, and as many as came through the stage before at once.
         capacity = tuple(_power_of_two((self._most + 1) * (exit + 1)) for exit in range(len(self._depths) - 1))
         graph, state = nnx.split(with_layers(model, stacked=False))

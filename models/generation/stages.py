@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int
 
 from ...dynamic import Confidence, Thresholds, merge_confidence
 from ..cache import LayerCache
@@ -39,16 +39,19 @@ class Weights(NamedTuple):
 class Call(NamedTuple):
     """Some rows at one stage."""
 
-    row: Int[Array, " b"]
-    tokens: Int[Array, "b S"]
-    start: Int[Array, " b"]
+    row: Any
+    """int32 [b], NumPy's or JAX's, as the others."""
+    tokens: Any
+    """int32 [b, S]."""
+    start: Any
     """Position of each row's first token."""
-    count: Int[Array, " b"]
+    count: Any
     """How many of its tokens are real; 0 for a row that fills up."""
-    behind: Int[Array, " b"]
+    behind: Any
     """How many tokens wait before the next stage already."""
-    key: UInt32[Array, "b N"]
-    drawn: Int[Array, " b"]
+    key: Any
+    """uint32 [b, N]."""
+    drawn: Any
     """How many tokens the row's request has."""
 
 
