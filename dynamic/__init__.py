@@ -37,11 +37,13 @@ from .learned_confidence import LearnedClassifier
 from .learned_deferral import LearnedDeferral, fit_deferral
 from .p_values import Betting, Hoeffding, HoeffdingBentkus, PValue
 from .risks import disagreement, loss_of_quality, wrong_only_early
+from .speculation import Accepted, accept_greedy, accept_sampled, predicted_speedup, tokens_per_round
 from .temperature import TemperatureFit, calibration_error, fit_temperature, fit_temperatures
 from .thresholds import Constant, Decaying, NeverExit, PerExit, Thresholds
 from .upper_bounds import upper_bounds
 
 __all__ = [
+    "Accepted",
     "Agreement",
     "Answers",
     "BatchPolicy",
@@ -97,6 +99,8 @@ __all__ = [
     "TokenQuantile",
     "Top2Gap",
     "WholeBatch",
+    "accept_greedy",
+    "accept_sampled",
     "budgeted_thresholds",
     "calibration_error",
     "cascade_curve",
@@ -111,10 +115,12 @@ __all__ = [
     "loss_of_quality",
     "merge_confidence",
     "of_chosen",
+    "predicted_speedup",
     "run_in_buckets",
     "run_with_exits",
     "split_confidence",
     "thresholds_by_level",
+    "tokens_per_round",
     "units_needed",
     "upper_bounds",
     "wrong_only_early",

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import tyro
 from rich.console import Console
@@ -12,6 +12,7 @@ from rich.console import Console
 from ...dynamic import EarlyExit
 from ...models import DecoderLM
 from ...models.generation import (
+    AnyEngine,
     Categorical,
     EarlyExitEngine,
     Engine,
@@ -22,6 +23,7 @@ from ...models.generation import (
     RepetitionPenalty,
     Request,
     Sampler,
+    SelfSpeculationEngine,
     Temperature,
     TextRequest,
     TopKTokens,
@@ -63,6 +65,11 @@ class Generate(ModelOptions):
     early_exit: str | None = None
     """Let a token leave at the first exit that is at least so sure, 0 to 1; or "calibrated", by the guarantee that
     `dynamoe evaluate --sweep thresholds` left beside the run. None: all layers."""
+    self_speculate: int | None = None
+    """Draft so many tokens at a time with the model's first layers, and let the others verify them: the same text in
+    distribution, and greedily the same. None: token by token."""
+    draft_after: int | None = None
+    """Layers that draft, one of the model's exits. None: up to the first."""
     skipped_layers: Skipped = "propagate"
     """What becomes of the layers that a token skips: their keys and values come from its last state, or they run later
     when a token needs them, from kept states or again from the beginning."""
@@ -79,6 +86,10 @@ class Generate(ModelOptions):
                 raise ValueError(f"{name} is {value}; it must be at least 1")
         if "" in self.stop:
             raise ValueError("stop holds an empty string; each must have a character at least")
+        if self.early_exit is not None and self.self_speculate is not None:
+            raise ValueError(f"early_exit is {self.early_exit} and self_speculate {self.self_speculate}; give one")
+        if self.draft_after is not None and self.self_speculate is None:
+            raise ValueError(f"draft_after is {self.draft_after} and self_speculate None; it says what drafts")
         sampler_of(self)
 
     def run(self, console: Console) -> int:
@@ -92,6 +103,8 @@ class Generate(ModelOptions):
         sampler, policy = sampler_of(self), None
         if self.early_exit is not None:
             policy = policy_of(self.early_exit, self.skipped_layers, trained, sampler)
+        elif self.self_speculate is not None:
+            policy = Drafts(tokens=self.self_speculate, after=self.draft_after)
         engine = engine_for(
             trained.model, tokenizer, requests, sampler=sampler, rows=self.batch, slots=self.context, policy=policy
         )
@@ -103,9 +116,25 @@ class Generate(ModelOptions):
         except KeyboardInterrupt:
             sys.stdout.write("\n")
             status = 130
-        depth = f"; {engine.depths.mean:.2f} layers a token" if isinstance(engine, EarlyExitEngine) else ""
-        print(told(engine.usage) + depth, file=sys.stderr)
+        print(told(engine.usage) + _saved(engine), file=sys.stderr)
         return status
+
+
+class Drafts(NamedTuple):
+    """Self-speculation, as the options describe it."""
+
+    tokens: int
+    after: int | None
+
+
+def _saved(engine: AnyEngine) -> str:
+    """What early exit or drafts did, behind the speed."""
+    if isinstance(engine, EarlyExitEngine):
+        return f"; {engine.depths.mean:.2f} layers a token"
+    if isinstance(engine, SelfSpeculationEngine):
+        of = engine.acceptance
+        return f"; {of.rate:.0%} of {of.drafted:,} drafted tokens kept, {of.tokens_per_round:.2f} tokens a round"
+    return ""
 
 
 def sampler_of(options: Generate) -> Sampler:
@@ -180,11 +209,21 @@ def engine_for(
     sampler: Sampler,
     rows: int,
     slots: int | None = None,
-    policy: EarlyExit | None = None,
-) -> Engine | EarlyExitEngine:
+    policy: EarlyExit | Drafts | None = None,
+) -> AnyEngine:
     """An engine with no more rows and, with `slots` None, no more slots than the requests need."""
     needed = max(len(each.request.prompt) + each.request.max_tokens - 1 for each in requests)
     rows, slots = min(rows, len(requests)), needed if slots is None else slots
+    if isinstance(policy, Drafts):
+        return SelfSpeculationEngine(
+            model,
+            after=policy.after,
+            tokens=policy.tokens,
+            rows=rows,
+            slots=slots,
+            sampler=sampler,
+            vocab=tokenizer.vocab_size,
+        )
     if policy is not None:
         return EarlyExitEngine(model, policy, rows=rows, slots=slots, sampler=sampler, vocab=tokenizer.vocab_size)
     return Engine(model, rows=rows, slots=slots, sampler=sampler, vocab=tokenizer.vocab_size)

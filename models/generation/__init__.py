@@ -5,9 +5,12 @@ from .engine import Drawn, Engine, Usage
 from .filters import Filter, MinPTokens, RepetitionPenalty, Temperature, TopKTokens, TopPTokens
 from .request import Finish, Request
 from .samplers import Categorical, Greedy, Sampler
-from .text import Piece, TextRequest, generate_text
+from .self_speculation import Acceptance, SelfSpeculationEngine
+from .text import AnyEngine, Piece, TextRequest, generate_text
 
 __all__ = [
+    "Acceptance",
+    "AnyEngine",
     "Categorical",
     "Depths",
     "Drawn",
@@ -21,6 +24,7 @@ __all__ = [
     "RepetitionPenalty",
     "Request",
     "Sampler",
+    "SelfSpeculationEngine",
     "Temperature",
     "TextRequest",
     "TopKTokens",

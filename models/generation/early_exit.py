@@ -6,7 +6,6 @@ stay full. Never a `vmap` over depth, never a loop over stacked weights. Letters
 """
 
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -17,7 +16,8 @@ from flax import nnx
 from ...dynamic import DepthQueue, EarlyExit, PropagateState, RecomputeLayers, split_confidence
 from ..decoder import DecoderLM, with_layers
 from .engine import Drawn, Usage, refuse_batch_dependence
-from .request import Finish, Request
+from .host_rows import HostRows
+from .request import Request
 from .samplers import Greedy, Sampler
 from .stages import Call, Weights, empty_staged_rows, stages
 
@@ -36,18 +36,6 @@ class Depths(NamedTuple):
         total = sum(self.tokens)
         ran = sum(depth * count for depth, count in zip(self.layers, self.tokens, strict=True))
         return ran / total if total else float("nan")
-
-
-class _Row:
-    """A request that is under way in a row."""
-
-    def __init__(self, number: int, request: Request, exits: int):
-        self.number, self.request = number, request
-        self.key = np.asarray(jax.random.key_data(jax.random.key(np.uint32(request.seed))))
-        self.tokens = list(request.prompt)
-        self.ran = [0] * exits
-        """Tokens that each stage has run for."""
-        self.drawn = 0
 
 
 class EarlyExitEngine:
@@ -115,11 +103,9 @@ class EarlyExitEngine:
         self._weights = Weights(leaves, trained)
         self._held = empty_staged_rows(model, policy.confidence, rows=rows, slots=slots, capacity=capacity)
         self._stages = stages(graph, structure, sampler, confidence, policy.thresholds, limit, self._depths)
-        self._rows: list[_Row | None] = [None] * rows
+        self._rows = HostRows(rows, slots=slots, vocab=model.config.vocab)
         self._queue = DepthQueue(len(self._depths), width, together=policy.batch.together)
-        self._waiting: deque[_Row] = deque()
-        self._arrived: deque[Drawn] = deque()
-        self._submitted, self._counts = 0, [0] * len(self._depths)
+        self._counts = [0] * len(self._depths)
         self._chunk, self.slots, self.vocab = min(chunk, slots), slots, model.config.vocab
         self.usage = Usage()
 
@@ -134,48 +120,38 @@ class EarlyExitEngine:
         Raises:
             ValueError: as `Request.check`.
         """
-        request.check(slots=self.slots, vocab=self.vocab)
-        self._waiting.append(_Row(self._submitted, request, len(self._depths)))
-        self._submitted += 1
-        return self._submitted - 1
+        return self._rows.submit(request)
 
     def cancel(self, number: int) -> None:
         """End a request: it draws nothing more. One that has ended stays as it is."""
-        self._waiting = deque(row for row in self._waiting if row.number != number)
-        for index, row in enumerate(self._rows):
-            if row is not None and row.number == number:
-                self._queue.remove(index)
-                self._rows[index] = None
+        row = self._rows.cancel(number)
+        if row is not None:
+            self._queue.remove(row)
 
     def run(self) -> Iterator[Drawn]:
         """Draw until no request is left. It may be left and called again: it goes on where it was."""
         while True:
-            while self._arrived:
-                yield self._arrived.popleft()
+            while self._rows.arrived:
+                yield self._rows.arrived.popleft()
             self._admit()
             if not self._queue.empty:
                 self._advance()
-            elif not self._arrived and not self._waiting:
+            elif not self._rows.arrived and not self._rows.waiting:
                 return
 
     def _admit(self) -> None:
         """Read the prompts of waiting requests into free rows. Rows that leave together also begin together."""
         if self._queue.together and not self._queue.empty:
             return
-        entered = []
-        for index, row in enumerate(self._rows):
-            if row is None and self._waiting:
-                self._rows[index] = self._waiting.popleft()
-                self._read(index)
-                entered.append(index)
-        self._queue.add(0, [index for index in entered if self._rows[index] is not None])
+        self._queue.add(0, [index for index in self._rows.admit() if self._read(index)])
 
-    def _read(self, index: int) -> None:
-        start, row = time.perf_counter(), self._row(index)
+    def _read(self, index: int) -> bool:
+        """A prompt through all layers, and its first token; whether more are wanted."""
+        start, row = time.perf_counter(), self._rows[index]
         prompt, token = row.request.prompt, 0
         for begin in range(0, len(prompt), self._chunk):
             part = prompt[begin : begin + self._chunk]
-            call = self._call([index], [begin], [len(part)], [0], [part])
+            call = padded_call(self._rows, [index], [begin], [0], [part])
             self._held, tokens = self._stages.read(self._weights, self._held, call)
             token = int(np.asarray(tokens)[0])
         row.ran = [len(prompt)] * len(self._depths)
@@ -184,7 +160,7 @@ class EarlyExitEngine:
             prompt_tokens=usage.prompt_tokens + len(prompt),
             prompt_seconds=usage.prompt_seconds + time.perf_counter() - start,
         )
-        self._hand_out(index, token)
+        return self._rows.hand_out(index, token)
 
     def _advance(self) -> None:
         """One stage for the rows whose turn it is."""
@@ -199,11 +175,10 @@ class EarlyExitEngine:
         gone = [index for index, leaves in zip(indices, left, strict=True) if leaves]
         if gone and stage < len(self._depths) - 1 and isinstance(self.policy.skipped, PropagateState):
             self._remember(stage, gone)
-        for index, token, leaves in zip(indices, tokens, left, strict=True):
-            if leaves:
-                self._counts[stage] += 1
-                self._hand_out(index, token)
-        self._queue.add(0, [index for index in gone if self._rows[index] is not None])
+        self._counts[stage] += len(gone)
+        answers = zip(indices, tokens, left, strict=True)
+        again = [index for index, token, leaves in answers if leaves and self._rows.hand_out(index, token)]
+        self._queue.add(0, again)
         self.usage = self.usage._replace(
             drawn_tokens=self.usage.drawn_tokens + len(gone),
             drawn_seconds=self.usage.drawn_seconds + time.perf_counter() - start,
@@ -213,13 +188,13 @@ class EarlyExitEngine:
         """Which rows have their token now."""
         if stage == len(self._depths) - 1:
             return [True] * len(indices)
-        rows = [self._row(index) for index in indices]
+        rows = [self._rows[index] for index in indices]
         room = [row.ran[stage] - row.ran[stage + 1] <= max(self._most, 1) for row in rows]
         left = [a and b for a, b in zip(sure, room, strict=True)]
         return [all(left)] * len(left) if self.policy.batch.together else left
 
     def _run(self, stage: int, indices: Sequence[int]) -> tuple[list[int], list[bool]]:
-        rows = [self._row(index) for index in indices]
+        rows = [self._rows[index] for index in indices]
         starts = [row.ran[stage] for row in rows]
         stops = [len(row.tokens) if stage == 0 else row.ran[stage - 1] for row in rows]
         call = self._stage_call(stage, indices, starts, stops, recomputed=False)
@@ -231,7 +206,7 @@ class EarlyExitEngine:
 
     def _run_again(self, stage: int, indices: Sequence[int]) -> None:
         """All tokens that wait before a stage through the stages before it, where more than the newest one wait."""
-        rows = [self._row(index) for index in indices]
+        rows = [self._rows[index] for index in indices]
         starts, stops = [row.ran[stage] for row in rows], [row.ran[stage - 1] if stage else 0 for row in rows]
         if stage and max(stop - start for start, stop in zip(starts, stops, strict=True)) > 1:
             for before in range(stage):
@@ -241,59 +216,48 @@ class EarlyExitEngine:
     def _stage_call(
         self, stage: int, indices: Sequence[int], starts: Sequence[int], stops: Sequence[int], *, recomputed: bool
     ) -> Call:
-        rows = [self._row(index) for index in indices]
+        rows = [self._rows[index] for index in indices]
         parts = [row.tokens[start:stop] for row, start, stop in zip(rows, starts, stops, strict=True)]
         last = stage == len(self._depths) - 1
         keep = not (last or recomputed or isinstance(self.policy.skipped, PropagateState))
         behind = [starts[n] - row.ran[stage + 1] if keep else 0 for n, row in enumerate(rows)]
-        return self._call(indices, starts, [len(part) for part in parts], behind, parts)
+        return padded_call(self._rows, indices, starts, behind, parts)
 
     def _remember(self, exit: int, indices: Sequence[int]) -> None:
-        rows = [self._row(index) for index in indices]
+        rows = [self._rows[index] for index in indices]
         starts = [row.ran[exit] - 1 for row in rows]
-        call = self._call(indices, starts, [1] * len(rows), [0] * len(rows), [row.tokens[-1:] for row in rows])
+        call = padded_call(self._rows, indices, starts, [0] * len(rows), [row.tokens[-1:] for row in rows])
         self._held = self._stages.remember[exit](self._weights, self._held, call)
         for row in rows:
             row.ran[exit + 1 :] = [row.ran[exit]] * (len(row.ran) - exit - 1)
 
-    def _call(
-        self,
-        indices: Sequence[int],
-        starts: Sequence[int],
-        counts: Sequence[int],
-        behind: Sequence[int],
-        parts: Sequence[Sequence[int]],
-    ) -> Call:
-        """Arrays of the next larger powers of two: few shapes are compiled."""
-        rows, length = _power_of_two(len(indices)), _power_of_two(max(counts))
-        tokens = np.zeros((rows, length), np.int32)
-        numbers = np.zeros((5, rows), np.int32)
-        numbers[0] = len(self._rows)  # nobody's row
-        key = np.zeros((rows, *self._row(indices[0]).key.shape), np.uint32)
-        for n, index in enumerate(indices):
-            tokens[n, : counts[n]] = parts[n]
-            numbers[:, n] = index, starts[n], counts[n], behind[n], self._row(index).drawn
-            key[n] = self._row(index).key
-        row, start, count, back, drawn = numbers
-        return Call(row, tokens, start, count, back, key, drawn)
 
-    def _row(self, index: int) -> _Row:
-        row = self._rows[index]
-        assert row is not None
-        return row
+def padded_call(
+    rows: HostRows,
+    indices: Sequence[int],
+    starts: Sequence[int],
+    behind: Sequence[int],
+    parts: Sequence[Sequence[int]],
+) -> Call:
+    """Tokens of some rows as arrays of the next larger powers of two: few shapes are compiled.
 
-    def _hand_out(self, index: int, token: int) -> None:
-        row = self._row(index)
-        row.tokens.append(token)
-        row.drawn += 1
-        finish = None
-        if token in row.request.stop_tokens:
-            finish = Finish.STOP
-        elif row.drawn == row.request.max_tokens:
-            finish = Finish.LENGTH
-        if finish is not None:
-            self._rows[index] = None
-        self._arrived.append(Drawn(row.number, token, finish))
+    Args:
+        rows: all; one more is nobody's.
+        indices: those of the call.
+        starts: positions of their first tokens.
+        behind: see `Call`.
+        parts: their tokens.
+    """
+    width, length = _power_of_two(len(indices)), _power_of_two(max(map(len, parts)))
+    tokens, numbers = np.zeros((width, length), np.int32), np.zeros((5, width), np.int32)
+    numbers[0] = len(rows)
+    key = np.zeros((width, *rows[indices[0]].key.shape), np.uint32)
+    for n, (index, part) in enumerate(zip(indices, parts, strict=True)):
+        tokens[n, : len(part)] = part
+        numbers[:, n] = index, starts[n], len(part), behind[n], rows[index].drawn
+        key[n] = rows[index].key
+    row, start, count, back, drawn = numbers
+    return Call(row, tokens, start, count, back, key, drawn)
 
 
 def _power_of_two(number: int) -> int:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from .early_exit import EarlyExitEngine
 from .engine import Engine
 from .request import Finish, Request
+from .self_speculation import SelfSpeculationEngine
 
 UNFINISHED = "\ufffd"
 """What a tokenizer gives for a character whose bytes have not all come."""
@@ -25,6 +26,10 @@ class TextRequest:
             raise ValueError("TextRequest.stop holds an empty string; each must have a character at least")
 
 
+AnyEngine = Engine | EarlyExitEngine | SelfSpeculationEngine
+"""Takes requests and hands out their tokens."""
+
+
 class Piece(NamedTuple):
     """A piece of a request's text."""
 
@@ -36,7 +41,7 @@ class Piece(NamedTuple):
 
 
 def generate_text(
-    engine: Engine | EarlyExitEngine, requests: Sequence[TextRequest], decode: Callable[[Sequence[int]], str]
+    engine: AnyEngine, requests: Sequence[TextRequest], decode: Callable[[Sequence[int]], str]
 ) -> Iterator[Piece]:
     """The texts that follow prompts, piece by piece, as they are drawn.
 
@@ -55,7 +60,7 @@ def generate_text(
     return _pieces(engine, streams, places)
 
 
-def _pieces(engine: Engine | EarlyExitEngine, streams: "dict[int, _Stream]", places: dict[int, int]) -> Iterator[Piece]:
+def _pieces(engine: AnyEngine, streams: "dict[int, _Stream]", places: dict[int, int]) -> Iterator[Piece]:
     for drawn in engine.run():
         text, stopped = streams[drawn.request].add(drawn.token, drawn.finish)
         if stopped:
