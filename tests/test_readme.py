@@ -55,6 +55,7 @@ def test_readme_router_routes_each_token_to_the_nearest_direction() -> None:
 def test_readme_command_is_understood(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_recipe.py").write_text(BLOCKS[0])
+    (tmp_path / "experiments").symlink_to(Path(__file__).parents[1] / "experiments")
     arguments = shlex.split(command)[1:]
     assert type(cli.parse(arguments)).__name__.lower() == arguments[0]
 

@@ -4,7 +4,7 @@ NumPy copies a transposed matrix element by element over rows that fall on the s
 no better (experiments/LOG.md). Blocks that go through a small square stay in it; in C++ they need no interpreter.
 """
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 
 from ...kernels.turned_copy import turned_copy
@@ -60,7 +60,7 @@ def _turn(seen: np.ndarray, target: np.ndarray) -> None:
 
 def _rounded(seen: np.ndarray, target: np.ndarray) -> None:
     """Copy, rounding to the target's dtype."""
-    if seen.dtype == ml_dtypes.bfloat16 and target.dtype == np.float32:
+    if seen.dtype == jnp.bfloat16 and target.dtype == np.float32:
         # The upper half of a float32. NumPy's own cast is slower, and keeps other threads waiting.
         np.left_shift(seen.view(np.uint16), 16, out=target.view(np.uint32), dtype=np.uint32, casting="unsafe")
     else:
