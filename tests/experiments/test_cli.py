@@ -38,13 +38,26 @@ Dynamoe = Callable[..., tuple[int, str, str]]
             ],
         ),
         ("train --upcycle granular-split", ["--upcycle.shards INT", "--upcycle.scale", "shards of the dense network"]),
-        ("evaluate", ["bits per byte on held-out text", "--text", "Text files or globs to measure on instead"]),
+        (
+            "evaluate",
+            ["bits per byte on held-out text", "--text", "Text files (.gz too) or globs to measure on instead"],
+        ),
         (
             "generate",
             ["Continue prompts", "--temperature", "--stop", "--prompts-file", "The same seed draws the same text"],
         ),
-        ("compress", ["Pack a run's weights into few bits", "--format {int8,int4,int2,fp8_e4m3,nf4,mxfp4}", "--only"]),
-        ("inspect", ["Show what a run's routers do", "load, entropy and drops of every layer", "Text files or globs"]),
+        (
+            "compress",
+            [
+                "Pack a run's weights or a published model's into few bits",
+                "--format {int8,int4,int2,fp8_e4m3,nf4,mxfp4}",
+                "--only",
+            ],
+        ),
+        (
+            "inspect",
+            ["Show what a model's routers do", "load, entropy and drops of every layer", "Text files or globs"],
+        ),
         ("inspect", ["--run-dir", "--checkpoint", "--text", "--max-bytes"]),
         ("demo", ["a mixture of experts of equal cost", "--smoke", "Seconds instead of minutes"]),
         ("reproduce", ["Test a paper's claim", "--measure-again", "--seeds", "At least three", "experiments/results"]),

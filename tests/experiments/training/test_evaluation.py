@@ -49,7 +49,7 @@ def test_equals_float64_over_the_logits(measured: Measured) -> None:
     text = measured.text(4)
     bits, targets = 0.0, 0
     for batch in text.batches:
-        logits = np.asarray(forward(*(array[:, :-1] for array in batch)), np.float64)
+        logits = np.asarray(forward(*batch.inputs), np.float64)
         for row, logits_of_row in enumerate(logits):
             for place, scores in enumerate(logits_of_row):
                 document, same = batch.segments[row, place + 1], batch.segments[row, place]

@@ -59,7 +59,7 @@ def test_equals_float64_over_every_tokens_routing(routed: Routed) -> None:
     forward = jax.jit(lambda *inputs: trained.model(*inputs, tap=keep)[1:])
     real = [(batch.segments[:, :-1] > 0).reshape(-1) for batch in text.batches]
     assert real[-1].sum() < 0.8 * real[0].sum()  # or a plain mean over batches would do as well
-    outputs = [forward(*(array[:, :-1] for array in batch)) for batch in text.batches]
+    outputs = [forward(*batch.inputs) for batch in text.batches]
     assert [of.layer for of in routed.found] == [1, 3]
     for of in routed.found:
         taps = [output[1][f"layers.{of.layer}.ffn"] for output in outputs]
@@ -85,7 +85,7 @@ def test_counts_equal_a_loop_over_every_token(routed: Routed) -> None:
     trained, text = routed.trained, routed.text
     keep = lambda path, activations, routing: None if routing is None else routing.expert  # noqa: E731
     forward = jax.jit(lambda *inputs: trained.model(*inputs, tap=keep).taps)
-    taps = [forward(*(array[:, :-1] for array in batch)) for batch in text.batches]
+    taps = [forward(*batch.inputs) for batch in text.batches]
     ids = [int(i) for batch in text.batches for i in batch.tokens[:, :-1][batch.segments[:, :-1] > 0]]
     for of in routed.found:
         assert of.counts is not None
