@@ -40,7 +40,7 @@ Dynamoe = Callable[..., tuple[int, str, str]]
         ("train --upcycle granular-split", ["--upcycle.shards INT", "--upcycle.scale", "shards of the dense network"]),
         (
             "evaluate",
-            ["bits per byte on held-out text", "--text", "Text files (.gz too) or globs to measure on instead"],
+            ["bits per byte on held-out text", "--text", "Text files (.gz too) or globs"],
         ),
         (
             "generate",
@@ -49,14 +49,14 @@ Dynamoe = Callable[..., tuple[int, str, str]]
         (
             "compress",
             [
-                "Pack a run's weights or a published model's into few bits",
+                "Pack a run's weights or a published model's",
                 "--format {int8,int4,int2,fp8_e4m3,nf4,mxfp4}",
                 "--only",
             ],
         ),
         (
             "inspect",
-            ["Show what a model's routers do", "load, entropy and drops of every layer", "Text files or globs"],
+            ["Show what a model's routers do", "load, entropy and drops", "Text files or globs"],
         ),
         ("inspect", ["--run-dir", "--checkpoint", "--text", "--max-bytes"]),
         ("demo", ["a mixture of experts of equal cost", "--smoke", "Seconds instead of minutes"]),
