@@ -74,6 +74,10 @@ def _text(record: dict[str, Any], field: str, where: str) -> str:
     value = record.get(field)
     if not isinstance(value, str):
         raise ValueError(f"{where}: field {field!r} is {value!r}; expected text, and fields are {sorted(record)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{where}: field {field!r} is no Unicode text: {error}") from error
     return value
 
 

@@ -60,7 +60,11 @@ class HuggingFace(Source):
         loaded = self._load(split)
         if self.prompt_column is None:
             return loaded[self.column]
-        return list(map(Completion, loaded[self.prompt_column], loaded[self.column]))
+        pairs = list(map(Completion, loaded[self.prompt_column], loaded[self.column]))
+        for number, pair in enumerate(pairs):
+            if not (isinstance(pair.prompt, str) and isinstance(pair.completion, str) and pair.completion):
+                raise ValueError(f"row {number} of {self} is {pair}; expected two texts, the second not empty")
+        return pairs
 
     def stream(self, split: Split, state: Any = None) -> Iterator[tuple[Document, Any]]:
         if not self.streaming:

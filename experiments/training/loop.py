@@ -24,7 +24,7 @@ from .evaluation import bits_per_byte
 from .interruption import Interruption
 from .process_rows import process_rows
 from .progress import TrainingProgress
-from .published_weights import keep_origin, published_weights
+from .published_weights import check_tokenizer, keep_origin, published_weights
 from .restore import METRIC, restore_weights
 from .step import ROUTERS, Trainer, TrainState, build_trainer, to_device
 from .storage import has_checkpoint
@@ -122,6 +122,7 @@ def train(
         if upcycle is not None:
             initial, note = upcycled_weights(init_from, experiment, trainer, upcycle)
         elif is_published(init_from):
+            check_tokenizer(init_from, experiment.tokenizer)
             initial = published_weights(init_from, experiment.model, trainer)
         else:
             initial = restore_weights(RunDirectory.load(init_from), trainer)[0]

@@ -10,7 +10,9 @@ from ...models import Decoder, Layout, with_layers
 from ...models.checkpoints import Pretrained, as_pretrained, from_pretrained, open_published
 from ...models.checkpoints.described import check_described
 from ...models.checkpoints.folder import CONFIG, kept_files, read_json, write_json
+from ..data import Bytes, Tokenizer
 from ..places import Place, is_remote
+from ..published import find_tokenizer
 from .restore import Trained
 from .step import Trainer
 
@@ -51,6 +53,29 @@ def check_published(path: Place, model: Decoder) -> None:
         raise ValueError(
             f"init_from {path}: the recipe's model is another ({error}); take it from published_model({str(path)!r})"
         ) from error
+
+
+PROBE = "The quick brown fox, 13 times:\n\tdef f(x): return 'naïve'"
+"""Text by which two tokenizers are told apart."""
+
+
+def check_tokenizer(path: Place, tokenizer: Tokenizer) -> None:
+    """Refuse a tokenizer that is not the published model's: its ids would mean nothing to the weights.
+
+    Raises:
+        ValueError: it makes other ids of a text than the one beside the weights; or none lies there, and it is `Bytes`.
+    """
+    try:
+        own = find_tokenizer(open_published(Path(path)).source.files, name=str(path))
+    except ValueError as error:
+        if type(tokenizer) is not Bytes:
+            return
+        raise ValueError(f"tokenizer is {tokenizer}, which no published model was trained on ({error})") from error
+    if own.bos != tokenizer.bos or own.encode(PROBE).tolist() != tokenizer.encode(PROBE).tolist():
+        raise ValueError(
+            f"tokenizer is {tokenizer}; the model's own is {own}, and makes other ids: take it from "
+            f"published_model({str(path)!r})"
+        )
 
 
 def published_stacked(path: Place, layout: Layout) -> tuple[Decoder, nnx.GraphDef, dict[str, nnx.State]]:

@@ -57,6 +57,7 @@ def test_texts_and_pairs_mix(tmp_path: Path) -> None:
     ("content", "options", "message"),
     [
         ("{", {}, "a.jsonl, line 1 is no JSON"),
+        ('{"prompt": "\\ud800", "completion": "a"}', {}, "line 1: field 'prompt' is no Unicode text"),
         ("[1]", {}, "a.jsonl, line 1 holds a list; expected an object"),
         ('{"prompt": "a"}', {}, r"line 1: field 'completion' is None; expected text, and fields are \['prompt'\]"),
         ('\n{"prompt": 1, "completion": "a"}', {}, "line 2: field 'prompt' is 1; expected text"),

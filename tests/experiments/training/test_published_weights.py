@@ -17,7 +17,7 @@ from dynamoe.experiments.optimizers import AdamW
 from dynamoe.experiments.published import published_model
 from dynamoe.experiments.run_directory import read_metrics
 from dynamoe.experiments.training.loop import train
-from dynamoe.experiments.training.published_weights import check_published, published_again
+from dynamoe.experiments.training.published_weights import check_published, check_tokenizer, published_again
 from dynamoe.experiments.training.restore import load_trained
 from dynamoe.models.checkpoints import from_pretrained
 from dynamoe.moe import Copy, DenseDispatcher, MoE, SwiGLU, TopK
@@ -129,6 +129,16 @@ def test_a_published_dense_model_becomes_a_mixture(tiny: Callable[..., Experimen
     run = train(experiment, tmp_path / "run", init_from=llama, upcycle=Copy()).path
     tokens = TOKENS % model.vocab
     np.testing.assert_allclose(load_trained(run).model(tokens).logits, dense(tokens).logits, atol=1e-4)
+
+
+def test_another_tokenizer_is_refused(published: Path, experiment: Experiment, tmp_path: Path) -> None:
+    other = dataclasses.replace(experiment, tokenizer=Small())
+    with pytest.raises(ValueError, match=r"tokenizer is Small\(\); the model's own is HuggingFaceTokenizer"):
+        train(other, tmp_path / "run", init_from=published)
+    (published / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"tokenizer is Bytes\(\), which no published model was trained on"):
+        check_tokenizer(published, Bytes())
+    check_tokenizer(published, Small())
 
 
 def test_packed_weights_are_not_trained(experiment: Experiment) -> None:
