@@ -79,6 +79,7 @@ def _recipe(arguments: list[str]) -> Path | None:
 def _commands(recipe: Path | None, arguments: list[str]) -> Any:
     """The commands as types for tyro; the defaults of `train` and `plan` are what the recipe builds, and the technique
     named."""
+    from .classification import ClassificationExperiment
     from .commands.bench import Bench
     from .commands.compress import Compress
     from .commands.demo import Demo
@@ -90,17 +91,25 @@ def _commands(recipe: Path | None, arguments: list[str]) -> Any:
     from .commands.plan import Plan
     from .commands.reproduce import Reproduce
     from .commands.train import Train
+    from .commands.train_classifier import TrainClassifier
     from .commands.upcycling_option import chosen_technique
     from .experiment import Experiment
     from .serialization import call_recipe
 
     experiment = default_experiment(arguments) if recipe is None else call_recipe(recipe)
-    if not isinstance(experiment, Experiment):
-        raise ValueError(f"recipe {recipe}: recipe() returned {experiment!r}; it must return an Experiment")
-    default = Train(experiment=experiment, technique=chosen_technique(arguments))
+    trains: Any = Train
+    if isinstance(experiment, ClassificationExperiment) and arguments[0] == "train":
+        trains, default = TrainClassifier, TrainClassifier(experiment=experiment)
+        experiment = default_experiment([])  # of the commands that take no classifier
+    elif isinstance(experiment, Experiment):
+        default = Train(experiment=experiment, technique=chosen_technique(arguments))
+    else:
+        kinds = "an Experiment or a ClassificationExperiment" if arguments[0] == "train" else "an Experiment"
+        raise ValueError(f"recipe {recipe}: recipe() returned {experiment!r}; it must return {kinds}")
     plan = Plan(experiment=experiment, base=experiment)
+    train: Any = Annotated[trains, tyro.conf.subcommand("train", default=default)]
     return (
-        Annotated[Train, tyro.conf.subcommand("train", default=default)]
+        train
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Generate, tyro.conf.subcommand("generate")]
         | Annotated[Compress, tyro.conf.subcommand("compress")]

@@ -7,12 +7,11 @@
 Letters: B batch, S sequence, D width, V vocabulary, L layers, T = B * S tokens.
 """
 
-import bisect
 import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,18 +21,23 @@ from jaxtyping import Array, Bool, Float, Int
 from ..dynamic import Exits, LayerDropout
 from ..moe import FeedForward, LayerPattern, MoEStats, RoutingContext, Tap
 from .attention import Attention, causal_mask
-from .block import Block, Recorder, run_segment
+from .block import Block
 from .cache import Cache, LayerCache, empty_layer
-from .exit_heads import build_exit_head
+from .exit_heads import build_exit_heads, own_parts
 from .ffn import Dense
-from .layers import build_segments, stack, unstack
+from .layer_stack import (
+    Hidden,
+    Sequences,
+    layer_kinds,
+    run_layers,
+    single_blocks,
+    store_router_states,
+)
+from .layers import build_segments
 from .linear import linear, look_up
 from .norm import RMSNorm
 from .self_attention import AttentionPattern, SelfAttention
 from .sharding import Layout
-
-_DROPOUT_STREAM = 0xD801
-"""Folded into the key of a layer for its dropout, away from its router's noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,9 +125,8 @@ class Decoder:
 
     @property
     def kinds(self) -> tuple[tuple[SelfAttention, FeedForward, int], ...]:
-        """What each layer is made of, and how many exits stand before it: layers of equal kind may be stacked."""
-        before = [bisect.bisect_right(self.exit_depths, layer) for layer in range(self.layers)]
-        return tuple(zip(self.attentions, self.feed_forwards, before, strict=True))
+        """See `layer_kinds`."""
+        return layer_kinds(self.attentions, self.feed_forwards, self.exit_depths)
 
     def build(self, key: jax.Array, *, stacked: bool = True) -> "DecoderLM":
         """Build the model with fresh parameters, stacked for training or unstacked for decoding and editing."""
@@ -138,19 +141,6 @@ class NewTokens(NamedTuple):
     """One after the other in each row."""
     mask: Bool[Array, "B S"]
     """True at real tokens; padding stands behind them."""
-
-
-class Hidden(NamedTuple):
-    """A forward pass up to the head."""
-
-    x: Float[Array, "B S D"]
-    """What leaves the last layer, not yet normalised."""
-    stats: tuple[MoEStats | None, ...]
-    """As in `Output`."""
-    taps: dict[str, Any]
-    """As in `Output`."""
-    exits: tuple[Float[Array, "B S D"], ...] = ()
-    """What enters the head of each exit before the last."""
 
 
 class Output(NamedTuple):
@@ -186,8 +176,7 @@ class DecoderLM(nnx.Module):
             initial = jax.nn.initializers.lecun_normal()(head, shape[::-1])
             self.head_kernel = nnx.Param(initial, axes=("embed", "vocab"))
         if config.exits is not None:
-            heads = jax.random.split(jax.random.fold_in(head, 1), len(config.exits.after))
-            self.exit_heads = nnx.List([build_exit_head(config.exits.head, config, key) for key in heads])
+            self.exit_heads = build_exit_heads(config.exits, config, config.vocab, jax.random.fold_in(head, 1))
 
     def embed(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S D"]:
         """Token embeddings in the compute dtype. A token outside the vocabulary becomes NaN, so that it shows."""
@@ -196,13 +185,8 @@ class DecoderLM(nnx.Module):
 
     def head(self, x: Float[Array, "B S D"], exit: int = -1) -> Float[Array, "B S V"]:
         """Logits of the next token, in float32, at an exit: of those of `Decoder.exit_depths`, the last by default."""
-        norm, kernel = self.final_norm, None
-        if exit not in (-1, len(self.config.exit_depths) - 1):
-            own = self.exit_heads[exit]
-            norm, kernel = own.norm or norm, own.kernel
-        if kernel is not None:
-            kernel = kernel[...]
-        else:
+        norm, kernel = own_parts(self, exit)
+        if kernel is None:
             kernel = self.embedding[...].T if self.config.tied else self.head_kernel[...]
         logits = linear(norm(x), kernel, dtype=jnp.float32)
         return logits if self.config.logit_scale == 1 else self.config.logit_scale * logits
@@ -250,37 +234,19 @@ class DecoderLM(nnx.Module):
         Args:
             progress: share of the training that is done, for what changes over it.
         """
-        config = self.config
         segments = jnp.ones_like(tokens) if segments is None else segments
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape) if positions is None else positions
-        constrain: Callable[[jax.Array], jax.Array] = (lambda x: x) if layout is None else layout.constrain
-        mask = causal_mask(segments)
-        flat = RoutingContext(
-            mask=segments.reshape(-1) > 0, token_ids=tokens.reshape(-1), training=training, placement=layout
+        return run_layers(
+            self.config,
+            self.segments,
+            self.embed(tokens),
+            Sequences(positions, causal_mask(segments), segments > 0, tokens),
+            key=key,
+            training=training,
+            tap=tap,
+            layout=layout,
+            progress=progress,
         )
-
-        def layer(block: Block, x: jax.Array, index: jax.Array | int) -> tuple[jax.Array, tuple[MoEStats | None, dict]]:
-            recorder = Recorder(tap)
-            context = flat if key is None else flat._replace(key=jax.random.fold_in(key, index))
-            y, stats = block(constrain(x), positions, mask, context, recorder)
-            if training and key is not None and config.layer_dropout is not None:
-                draw = jax.random.fold_in(jax.random.fold_in(key, index), _DROPOUT_STREAM)
-                kept = config.layer_dropout.kept(draw, len(x), index, config.layers, jnp.asarray(progress))
-                y = jnp.where(kept[:, None, None], y, x)
-            return constrain(y), (stats, recorder.seen)
-
-        early = config.exit_depths[:-1]
-        x, stats, taps, exits = constrain(self.embed(tokens)), [], {}, []
-        for segment in self.segments:
-            x, outputs = run_segment(segment, x, layer, first=len(stats), remat=config.remat, unroll=config.unroll)
-            for layer_stats, seen in outputs:
-                taps |= {f"layers.{len(stats)}.{path}": value for path, value in seen.items()}
-                stats.append(layer_stats)
-            if len(stats) in early:
-                exits.append(x)
-        if tap is not None:
-            taps["head"] = tap("head", x, None)
-        return Hidden(x, tuple(stats), taps, tuple(exits))
 
     def decode(
         self,
@@ -343,7 +309,7 @@ class DecoderLM(nnx.Module):
         constrain: Callable[[jax.Array], jax.Array] = (lambda x: x) if layout is None else layout.constrain
         context = RoutingContext(mask=new.mask.reshape(-1), token_ids=new.tokens.reshape(-1), placement=layout)
         x, written = constrain(x), []
-        for block, cache in zip(self._blocks(first, len(caches)), caches, strict=True):
+        for block, cache in zip(single_blocks(self.segments, first, len(caches)), caches, strict=True):
             x, cache = block.decode(x, new.positions, new.mask, context, cache)
             x = constrain(x)
             written.append(cache)
@@ -354,45 +320,15 @@ class DecoderLM(nnx.Module):
     ) -> tuple[LayerCache, ...]:
         """Write keys and values of x into the caches of layers that do not run for it: state propagation, Elbayad et
         al. 2020, https://arxiv.org/abs/1910.10073, as in CALM. Arguments as of `decode_layers`."""
-        blocks = self._blocks(first, len(caches))
+        blocks = single_blocks(self.segments, first, len(caches))
         return tuple(block.remember(x, *new[1:], cache) for block, cache in zip(blocks, caches, strict=True))
-
-    def _blocks(self, first: int, count: int) -> list[Block]:
-        """Some layers in a row."""
-        if any(segment.depth > 1 for segment in self.segments):
-            raise ValueError(
-                "decode needs the layers unstacked; this model is stacked: use with_layers(model, stacked=False)"
-            )
-        return [cast(Block, segment.unit.layers[0]) for segment in self.segments[first : first + count]]
 
     def update_router_states(self, stats: tuple[MoEStats | None, ...]) -> None:
         """Store what the routers are to remember of a forward pass, `Output.stats`, outside of the gradient."""
-        first = 0
-        for segment in self.segments:
-            length = len(segment.unit.layers)
-            for offset, block in enumerate(segment.unit.layers):
-                ffn: Any = cast(Block, block).ffn
-                repeats = [
-                    layer.router_state for layer in stats[first + offset : first + segment.depth : length] if layer
-                ]
-                if repeats and repeats[0]:
-                    join = (lambda *arrays: jnp.stack(arrays)) if segment.repeats > 1 else (lambda array: array)
-                    ffn.update_router_state(jax.tree.map(join, *repeats))
-            first += segment.depth
+        store_router_states(self.segments, stats)
 
     def empty_cache(self, *, batch: int, slots: int) -> Cache:
         """A cache for `batch` rows of up to `slots` tokens, in the compute dtype."""
         layer = functools.partial(empty_layer, batch=batch, slots=slots, dtype=jnp.dtype(self.config.dtype))
         shapes = [attention.cache_shape(self.config.width) for attention in self.config.attentions]
         return Cache(tuple(layer(*shape) for shape in shapes), jnp.zeros(batch, jnp.int32))
-
-
-def with_layers(model: DecoderLM, *, stacked: bool) -> DecoderLM:
-    """The same model with its layers stacked (training) or unstacked (decoding, editing). Arrays outside are shared."""
-    # A copy of the variables first, so that editing the result leaves the given model alone in every form.
-    converted = nnx.clone(model)
-    segments = unstack(converted.segments)
-    if stacked:
-        segments = stack(segments, model.config.kinds)
-    converted.segments = nnx.List(segments)
-    return converted

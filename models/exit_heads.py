@@ -1,11 +1,12 @@
-"""The parameters of a model's exits before the last. Letters: D width, V vocabulary."""
+"""The parameters of a model's exits before the last. Letters: D width, V a vocabulary, or classes."""
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 from flax import nnx
+from jaxtyping import Array, Float
 
-from ..dynamic import ExitHead
+from ..dynamic import ExitHead, Exits
 from .norm import RMSNorm
 
 
@@ -16,8 +17,6 @@ class HeadConfig(Protocol):
     @property
     def width(self) -> int: ...
     @property
-    def vocab(self) -> int: ...
-    @property
     def norm_epsilon(self) -> float: ...
 
 
@@ -26,16 +25,25 @@ class BuiltExitHead(nnx.Module):
 
     linear_kernels = {"kernel": 1}  # see models.quantization
 
-    def __init__(self, head: ExitHead, config: HeadConfig, key: jax.Array):
+    def __init__(self, head: ExitHead, config: HeadConfig, outputs: int, key: jax.Array):
         self.norm = RMSNorm(config.width, epsilon=config.norm_epsilon) if head.own_norm else None
-        self.kernel = _kernel(config, key) if head.own_kernel else None
+        self.kernel = _kernel(config.width, outputs, key) if head.own_kernel else None
 
 
-def _kernel(config: HeadConfig, key: jax.Array) -> nnx.Param:
-    initial = jax.nn.initializers.lecun_normal()(key, (config.width, config.vocab))
-    return nnx.Param(initial, axes=("embed", "vocab"))
+def _kernel(width: int, outputs: int, key: jax.Array) -> nnx.Param:
+    return nnx.Param(jax.nn.initializers.lecun_normal()(key, (width, outputs)), axes=("embed", "vocab"))
 
 
-def build_exit_head(head: ExitHead, config: HeadConfig, key: jax.Array) -> BuiltExitHead:
-    """The head of one exit."""
-    return BuiltExitHead(head, config, key)
+def build_exit_heads(exits: Exits, config: HeadConfig, outputs: int, key: jax.Array) -> nnx.List[BuiltExitHead]:
+    """The heads of the exits before the last, which give `outputs` logits V."""
+    keys = jax.random.split(key, len(exits.after))
+    return nnx.List([BuiltExitHead(exits.head, config, outputs, key) for key in keys])
+
+
+def own_parts(model: Any, exit: int) -> tuple[RMSNorm, Float[Array, "D V"] | None]:
+    """The norm and the kernel before the logits of one of `config.exit_depths` (-1: the last); no kernel where the
+    model's own head serves."""
+    if exit in (-1, len(model.config.exit_depths) - 1):
+        return model.final_norm, None
+    own = model.exit_heads[exit]
+    return own.norm or model.final_norm, None if own.kernel is None else own.kernel[...]

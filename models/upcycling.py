@@ -12,7 +12,8 @@ from flax import nnx
 
 from ..moe import MoE
 from ..moe.upcycling import DenseWeights, ExpertWeights, Upcycling
-from .decoder import Decoder, DecoderLM, with_layers
+from .decoder import Decoder, DecoderLM
+from .layer_stack import with_layers
 
 FREE_FIELDS = ("ffn", "allow_look_ahead", "dtype", "remat", "loss_block", "unroll")
 """Fields of a decoder in which the dense model may differ: the function does not depend on the rest of them."""

@@ -21,10 +21,10 @@ from ..recipes import standard_library, standard_library_dense
 from ..report import environment_table
 from ..router_tables import favourites_table, router_table, token_table
 from ..tables import for_terminal, parts_table
-from ..training.loop import Result, train
 from ..training.restore import Trained, as_trained
 from ..training.routers import RouterStatistics, measure_routers
 from ..training.step_time import step_seconds
+from ..training.train import Result, train
 from .generate import continuation
 from .place_option import PlaceOption
 

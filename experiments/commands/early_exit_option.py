@@ -29,13 +29,7 @@ def policy_of(text: str, skipped: Skipped, trained: Trained, sampler: Sampler) -
     """
     policy = EarlyExit(thresholds=NeverExit(), skipped=SKIPPED[skipped])
     if text != CALIBRATED:
-        try:
-            threshold = float(text)
-        except ValueError:
-            raise ValueError(f"early_exit is {text!r}; it must be a threshold from 0 to 1, or {CALIBRATED!r}") from None
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"early_exit is {threshold}; it must be a threshold from 0 to 1, or {CALIBRATED!r}")
-        return EarlyExit(thresholds=Constant(threshold=threshold), skipped=policy.skipped)
+        return EarlyExit(thresholds=Constant(threshold=threshold_of(text)), skipped=policy.skipped)
     file = None if trained.run is None else trained.run / GUARANTEE
     if file is None or not file.is_file():
         raise ValueError(
@@ -45,3 +39,18 @@ def policy_of(text: str, skipped: Skipped, trained: Trained, sampler: Sampler) -
     guarantee = Guarantee.from_json(Path(file).read_text(encoding="utf-8"))
     thresholds = guarantee.thresholds_for(policy_record(trained.model, policy, sampler))
     return EarlyExit(thresholds=thresholds, skipped=policy.skipped)
+
+
+def threshold_of(text: str) -> float:
+    """The number that was given for a threshold.
+
+    Raises:
+        ValueError: it is none from 0 to 1.
+    """
+    try:
+        threshold = float(text)
+    except ValueError:
+        threshold = None
+    if threshold is None or not 0 <= threshold <= 1:
+        raise ValueError(f"early_exit is {text!r}; it must be a threshold from 0 to 1, or {CALIBRATED!r}")
+    return threshold

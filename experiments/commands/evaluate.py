@@ -1,5 +1,6 @@
 """`dynamoe evaluate`."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -7,16 +8,22 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
+from ..classification import ClassificationExperiment
 from ..data import Source, TextFiles, concatenated, document_text, held_out, leading_documents
 from ..experiment import Experiment
+from ..run_directory import RunDirectory
 from ..training.restore import Trained
+from .evaluate_classifier import evaluate_classifier
 from .model_option import ModelOptions
 from .sweep_thresholds import SweepOptions, sweep_thresholds
+from .trained_run import find_run
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(ModelOptions):
-    """Measure a run's bits per byte on held-out text, or a published model's perplexity, on one device.
+    """Measure a run on held-out data, or a published model's perplexity, on one device.
+
+    Bits per byte of a language model; of a classifier the accuracy at every exit, on its test split.
 
     Without arguments: the newest run in runs/ on its own validation split, whole (the default recipe is trained first
     if there is none). With --model the perplexity of tokens as papers give it: the text in windows that do not overlap,
@@ -40,11 +47,24 @@ class Evaluate(ModelOptions):
     """Also answer prompts at each threshold of early exit: quality against FLOPs and time, drawn and calibrated. The
     model must have exits; writes early_exit.json and early_exit.png into the run's directory."""
     sweeping: SweepOptions = SweepOptions()
+    early_exit: str | None = None
+    """Of a classifier: answer at the first exit whose confidence (the gap between the best two classes) reaches this
+    threshold, 0 to 1, or "calibrated" for the one that --sweep thresholds found. None: every exit by itself."""
 
     def run(self, console: Console) -> int:
+        run = None if self.model is not None else find_run(self.run_dir, console)
+        if run is not None and isinstance(RunDirectory.load(run).config, ClassificationExperiment):
+            self._check_classifier()
+            sweeping = None if self.sweep is None else self.sweeping
+            return evaluate_classifier(run, self.checkpoint, self.early_exit, sweeping, console)
+        if self.early_exit is not None:
+            raise ValueError(
+                f"early_exit is {self.early_exit!r}; of a language model dynamoe generate --early-exit answers early, "
+                "and --sweep thresholds measures it"
+            )
         if self.separator is not None and not self.text:
             raise ValueError(f"separator is {self.separator!r} and text empty; it splits the files of --text")
-        trained = self.load(console)
+        trained = dataclasses.replace(self, run_dir=run).load(console)
         if self.sweep is not None:
             sizes = self._sizes(trained.experiment)
             source, tokenizer = self._source(trained.experiment), trained.experiment.tokenizer
@@ -56,6 +76,16 @@ class Evaluate(ModelOptions):
         line = (self._perplexity if as_one else self._bits_per_byte)(trained)
         console.print(line, markup=False, highlight=False)
         return 0
+
+    def _check_classifier(self) -> None:
+        """Refuse what only a language model has."""
+        for name in ("text", "separator", "max_bytes", "batch_size", "sequence_length", "tokenizer"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; the run is a classifier's, which reads no text file"
+                )
+        if self.sweep is not None and self.early_exit is not None:
+            raise ValueError(f"early_exit is {self.early_exit!r} and sweep {self.sweep!r}; give one of them")
 
     def _sizes(self, experiment: Experiment) -> dict[str, int]:
         length = experiment.sequence_length if self.sequence_length is None else self.sequence_length

@@ -18,6 +18,7 @@ from ..places import Place
 from ..tables import for_terminal
 from ..training.restore import Trained
 from .early_exit_option import GUARANTEE, SKIPPED, Skipped
+from .place_option import PlaceOption
 
 THRESHOLDS = (1.0, 0.99, 0.97, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.0)
 """Fixed beforehand, from the safest on."""
@@ -36,13 +37,16 @@ class SweepOptions:
     answer_tokens: int = 64
     """Drawn after each prompt, greedily."""
     delta: float = 0.05
-    """Share of an answer's tokens that may differ from the full model's, in expectation."""
+    """Share of an answer's tokens that may differ from the full model's, in expectation; of a classifier, share of the
+    examples that may be wrong only because they were answered early."""
     epsilon: float = 0.05
     """Chance that the guarantee does not hold."""
     skipped_layers: Skipped = "defer"
     """What becomes of the layers that a token skips."""
     seed: int = 0
     """Of the places of the prompts."""
+    beside: tuple[PlaceOption, ...] = ()
+    """Of a classifier: other classifiers' runs to measure beside it, such as a smaller one without exits."""
 
     def __post_init__(self):
         for name in ("prompts", "prompt_tokens", "answer_tokens"):
@@ -56,6 +60,8 @@ def sweep_thresholds(trained: Trained, text: HeldOut, options: SweepOptions, con
     Raises:
         ValueError: the model has no exits; there are too few prompts for the guarantee, or too little text for them.
     """
+    if options.beside:
+        raise ValueError(f"beside is {list(map(str, options.beside))}; only a classifier's sweep takes other runs")
     model = with_layers(trained.model, stacked=False)
     if model.config.exits is None:
         raise ValueError("Decoder.exits of the model is None; a sweep of thresholds needs a model trained with exits")

@@ -19,9 +19,9 @@ from ..report import report_run
 from ..router_tables import Measured
 from ..run_directory import environment
 from ..serialization import to_json
-from ..training.loop import Result, train
 from ..training.restore import as_trained
 from ..training.routers import NoRouters, measure_routers
+from ..training.train import Result, train
 from .place_option import PlaceOption
 from .upcycling_option import Name, NoTechnique, technique_of
 

@@ -10,7 +10,7 @@ from ..experiment import Experiment
 from ..places import Place
 from ..recipes import standard_library
 from ..run_directory import newest_run, runs_in
-from ..training.loop import train
+from ..training.train import train
 
 RUNS = Path("runs")
 

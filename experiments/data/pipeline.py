@@ -6,12 +6,13 @@ processes: rows are dealt out after packing and shuffling.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import grain
 import numpy as np
 
+from .examples import Examples
 from .mixture import Mixture
 from .packing import PackedWindows, Windows, empty_window, encode_corpus, stack, target_mask
 from .source import Completion, Document, Source, document_bytes
@@ -79,10 +80,30 @@ def training_batches(
         if prefetch:
             batches = grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=prefetch)
         return iter(batches)
-    windows = _ProcessRows(_shuffled(source, tokenizer, sequence_length, seeds), batch_size, mine)
-    threads = min(1, prefetch)
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
-    return iter(windows.batch(len(mine), drop_remainder=True, batch_fn=stack).to_iter_dataset(options))
+    return _dealt(_shuffled(source, tokenizer, sequence_length, seeds), batch_size, mine, prefetch, stack)
+
+
+def shuffled_examples(
+    examples: Examples,
+    *,
+    batch_size: int,
+    seed: int,
+    rows: Sequence[int] | np.ndarray | None = None,
+    prefetch: int = 2,
+) -> grain.DatasetIterator[Examples]:
+    """Endless batches of labelled examples; each round through them has its own order. Arguments as of
+    `training_batches`.
+
+    Raises:
+        ValueError: a number is outside its range, or there are fewer examples than a batch has rows.
+    """
+    if not 1 <= batch_size <= len(examples.labels):
+        raise ValueError(
+            f"batch_size={batch_size}: allowed are 1 to the number of training examples, {len(examples.labels)}"
+        )
+    mine = _checked_rows(rows, batch_size)
+    numbers = grain.MapDataset.range(len(examples.labels)).shuffle(_number(np.random.SeedSequence(seed))).repeat()
+    return _dealt(numbers, batch_size, mine, prefetch, lambda batch: Examples(*(part[batch] for part in examples)))
 
 
 def held_out(
@@ -116,6 +137,15 @@ def held_out(
     rows += [empty_window(sequence_length + 1)] * (-len(rows) % batch_size)
     batches = [stack(rows[i : i + batch_size]) for i in range(0, len(rows), batch_size)]
     return HeldOut(batches, sum(len(document_bytes(document)) for document in documents), len(documents), tokens)
+
+
+def _dealt(
+    dataset: grain.MapDataset, batch_size: int, rows: np.ndarray, prefetch: int, batch_fn: Callable
+) -> grain.DatasetIterator:
+    """This process's rows of each global batch, made ahead in a thread."""
+    options = grain.ReadOptions(num_threads=min(1, prefetch), prefetch_buffer_size=prefetch)
+    batches = _ProcessRows(dataset, batch_size, rows).batch(len(rows), drop_remainder=True, batch_fn=batch_fn)
+    return iter(batches.to_iter_dataset(options))
 
 
 class _ProcessRows(grain.MapDataset):

@@ -57,18 +57,27 @@ class TensorFlowDatasets(Source):
         }
 
     def _builder(self) -> Any:
-        tfds = require("tensorflow_datasets")
-        try:
-            builder = tfds.builder(self.name, data_dir=self.data_dir)
-        except (ValueError, tfds.core.registered.DatasetNotFoundError) as error:
-            reason = str(error).splitlines()[0]  # the rest lists every dataset that TFDS knows
-            raise ValueError(f"name={self.name!r}, data_dir={self.data_dir!r}: {reason}") from error
-        if not builder.is_prepared():
-            raise ValueError(
-                f"name={self.name!r}, data_dir={self.data_dir!r}: not prepared there; "
-                f"where TensorFlow is installed run: tfds build {self.name} --file_format=array_record"
-            )
-        return builder
+        return prepared_builder(self.name, self.data_dir)
+
+
+def prepared_builder(name: str, data_dir: str | None) -> Any:
+    """TFDS's builder of a dataset that is prepared on this machine.
+
+    Raises:
+        ValueError: TFDS does not know the dataset, or it is not prepared there.
+    """
+    tfds = require("tensorflow_datasets")
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except (ValueError, tfds.core.registered.DatasetNotFoundError) as error:
+        reason = str(error).splitlines()[0]  # the rest lists every dataset that TFDS knows
+        raise ValueError(f"name={name!r}, data_dir={data_dir!r}: {reason}") from error
+    if not builder.is_prepared():
+        raise ValueError(
+            f"name={name!r}, data_dir={data_dir!r}: not prepared there; "
+            f"where TensorFlow is installed run: tfds build {name} --file_format=array_record"
+        )
+    return builder
 
 
 class _Feature(Sequence[str]):

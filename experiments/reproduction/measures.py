@@ -9,10 +9,10 @@ from typing import NamedTuple
 from ..data import held_out
 from ..experiment import Experiment
 from ..metrics import read_metrics
-from ..training.loop import Result
 from ..training.restore import as_trained
 from ..training.routers import RouterStatistics, measure_routers
 from ..training.step import ROUTERS
+from ..training.train import Result
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ from ..experiment import Experiment
 from ..files import read_json, write_atomically
 from ..run_directory import CONFIG, ENVIRONMENT, environment
 from ..serialization import changes, to_json
-from ..training.loop import Result, train
 from ..training.step import Trainer, build_trainer
 from ..training.step_time import step_rounds
+from ..training.train import Result, train
 from .measures import FinishedRun, Measure
 from .paper import Found, Paper
 

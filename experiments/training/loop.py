@@ -3,150 +3,125 @@
 import contextlib
 import math
 import signal
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-from rich.console import Console
+from rich.console import Console, RenderableType
 
-from ...models import Layout
-from ...moe import Upcycling
-from ..data import HeldOut, check_vocabulary, held_out, training_batches
-from ..experiment import FREE_FIELDS, Experiment
-from ..places import Place, check_place, local_folder
-from ..published import is_published
+from ..places import local_folder
 from ..run_directory import Metrics, RunDirectory
-from ..tables import for_terminal, parts_table
 from .checkpoints import Checkpoints
-from .evaluation import bits_per_byte
 from .interruption import Interruption
-from .process_rows import process_rows
 from .progress import TrainingProgress
-from .published_weights import check_tokenizer, keep_origin, published_weights
-from .restore import METRIC, restore_weights
-from .step import ROUTERS, Trainer, TrainState, build_trainer, to_device
-from .storage import has_checkpoint
-from .upcycling import upcycled_weights, upcycling_fact
+from .step import ROUTERS, Trainer, TrainState, to_device
 
 PROFILED_STEPS = range(5, 10)
 """Steps after the start that `profile` traces: late enough to be compiled."""
-
-FIXED_FACTS = ("source", "init_from", "upcycle")
-"""Facts about a run that must stay those of its first start."""
 
 
 class NonFinite(ArithmeticError):
     """A loss or a gradient is not a finite number. The parameters were not touched."""
 
 
-class Result(NamedTuple):
-    """How a run ended."""
-
-    path: Place
-    step: int
-    """Steps done; fewer than asked for where the run was interrupted."""
-    bits_per_byte: float
-    """On held-out text after the last step; NaN where the run was interrupted."""
-    tokens_per_second: float
-    """Of the steps done now, without compilation, evaluation and saving."""
-    trainer: Trainer
-    state: TrainState
-    held_out: HeldOut
-    """The text that it was evaluated on."""
-    interrupted: signal.Signals | None
+class Schedule(Protocol):
+    """What the loop reads of an experiment; see `Experiment`."""
 
     @property
-    def exit_status(self) -> int:
-        """0 for a run that ended or that SIGTERM ended early as asked, 130 after Ctrl-C."""
-        return 130 if self.interrupted is signal.SIGINT else 0
+    def steps(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def evaluate_every(self) -> int: ...
+    @property
+    def checkpoint_every(self) -> int: ...
+    @property
+    def log_every(self) -> int: ...
+    @property
+    def keep_last(self) -> int: ...
+    @property
+    def keep_best(self) -> int: ...
 
 
-def train(
-    experiment: Experiment,
-    path: Place,
+class Evaluation(NamedTuple):
+    """A measurement on held-out data."""
+
+    metrics: Mapping[str, float]
+    """By name; the one that checkpoints are compared by among them."""
+    said: str
+    """The same for a person."""
+
+
+class Outcome(NamedTuple):
+    """How a run ended."""
+
+    step: int
+    """Steps done; fewer than asked for where the run was interrupted."""
+    state: TrainState
+    measured: Mapping[str, float] | None
+    """After the last step; None where the run was interrupted."""
+    units_per_second: float
+    """Of the steps done now, without compilation, evaluation and saving."""
+    interrupted: signal.Signals | None
+
+
+def exit_status(interrupted: signal.Signals | None) -> int:
+    """0 for a run that ended or that SIGTERM ended early as asked, 130 after Ctrl-C."""
+    return 130 if interrupted is signal.SIGINT else 0
+
+
+def run_loop(
+    schedule: Schedule,
+    directory: RunDirectory,
+    trainer: Trainer,
+    batches: Any,
+    evaluate: Callable[[TrainState], Evaluation],
     *,
-    recipe: Path | None = None,
-    init_from: Place | None = None,
-    upcycle: Upcycling | None = None,
+    metric: str,
+    unit: str,
+    units_per_step: int,
+    console: Console,
+    initial: Mapping[str, Any] | None = None,
+    on_first_start: Callable[[], None] | None = None,
+    notes: Sequence[RenderableType] = (),
     profile: bool = False,
-    trainer: Trainer | None = None,
-    console: Console | None = None,
-) -> Result:
-    """Train an experiment in a run directory, or continue the run that is there.
+) -> Outcome:
+    """Run an experiment's steps in its directory, from its newest checkpoint on.
 
     Args:
-        experiment: what to train.
-        path: the run's directory; new, empty, or of this very experiment. May be remote, see `places.py`.
-        recipe: the recipe file that built the experiment, kept with the run.
-        init_from: another run's directory, whose best parameters are the first of this one, or a published model.
-        upcycle: makes a mixture of `init_from`, the run of a dense model, at the first start; a run that continues
-            does not repeat it.
-        profile: trace a few steps into `profile/` in the run's directory.
-        trainer: of an earlier run of this experiment with another seed, which is then not compiled again.
+        schedule: the experiment.
+        directory: of the run, opened and not yet locked.
+        trainer: its functions.
+        batches: an endless iterator with `get_state` and `set_state`, this process's rows.
+        evaluate: measures a state on held-out data.
+        metric: of an evaluation, what checkpoints are compared by; lower is better.
+        unit: what a speed counts, such as "tokens".
+        units_per_step: how many of them a step has.
         console: where to print.
+        initial: fields of the first state that are not drawn.
+        on_first_start: called where there was no checkpoint.
+        notes: to be shown at the start.
+        profile: trace a few steps into `profile/` in the run's directory.
 
     Raises:
-        ValueError: something does not fit, before anything is written.
         NonFinite: the loss or a gradient is not finite.
         DamagedCheckpoint, FailedSave: see `checkpoints.py`.
     """
-    console = console or Console()
-    path, init_from = check_place(path), None if init_from is None else check_place(init_from)
-    if upcycle is not None and init_from is None:
-        raise ValueError(f"upcycle is {upcycle} and init_from None; it must be the directory of a dense model's run")
-    check_vocabulary(experiment.tokenizer, experiment.model.vocab)
-    layout = Layout(experiment.mesh.build(), experiment.rules)
-    layout.batch(experiment.batch_size // experiment.gradient_accumulation, 2)
-    trainer = trainer or build_trainer(
-        experiment.model,
-        experiment.optimizer,
-        layout,
-        steps=experiment.steps,
-        accumulation=experiment.gradient_accumulation,
-    )
-    sizes = {"batch_size": experiment.batch_size, "sequence_length": experiment.sequence_length}
-    # Held-out text goes through in micro-batches too: what fits into memory in training fits in evaluation.
-    micro_batch = sizes | {"batch_size": experiment.batch_size // experiment.gradient_accumulation}
-    batches = training_batches(
-        experiment.source,
-        experiment.tokenizer,
-        **sizes,
-        seed=experiment.seed,
-        rows=process_rows(layout, experiment.batch_size),
-    )
-    validation = held_out(experiment.source, experiment.tokenizer, **micro_batch, max_bytes=experiment.evaluation_bytes)
-    initial, note = None, None
-    if init_from is not None and not has_checkpoint(path / "checkpoints"):
-        if upcycle is not None:
-            initial, note = upcycled_weights(init_from, experiment, trainer, upcycle)
-        elif is_published(init_from):
-            check_tokenizer(init_from, experiment.tokenizer)
-            initial = published_weights(init_from, experiment.model, trainer)
-        else:
-            initial = restore_weights(RunDirectory.load(init_from), trainer)[0]
-    facts = {
-        "source": experiment.source.describe(),
-        "init_from": None if init_from is None else str(init_from),
-        "upcycle": upcycling_fact(upcycle, experiment.model),
-        "validation_bytes": validation.bytes,
-    }
-    directory = RunDirectory.open(path, experiment, recipe, facts, FREE_FIELDS, fixed_facts=FIXED_FACTS)
     with (
         directory.lock() as check_lock,
         Checkpoints(
-            directory.checkpoints, keep_last=experiment.keep_last, keep_best=experiment.keep_best, metric=METRIC
+            directory.checkpoints, keep_last=schedule.keep_last, keep_best=schedule.keep_best, metric=metric
         ) as checkpoints,
     ):
         if checkpoints.latest_step() is not None:
             state, step = checkpoints.restore(trainer.abstract_state, batches)
             resume_step = step
         else:
-            state, step, resume_step = trainer.init(jnp.uint32(experiment.seed)), 0, None
+            state, step, resume_step = trainer.init(jnp.uint32(schedule.seed)), 0, None
             state = state if initial is None else state._replace(**initial)
-            if init_from is not None and upcycle is None and is_published(init_from) and jax.process_index() == 0:
-                keep_origin(init_from, directory.path)
+            if on_first_start is not None:
+                on_first_start()
         first = jax.process_index() == 0
         with contextlib.ExitStack() as stack:
             metrics = stack.enter_context(Metrics(directory.path, resume_step, check_lock)) if first else None
@@ -155,35 +130,35 @@ def train(
                     console,
                     name=directory.path.name,
                     step=step,
-                    steps=experiment.steps,
-                    tokens_per_step=math.prod(sizes.values()),
+                    steps=schedule.steps,
+                    unit=unit,
+                    units_per_step=units_per_step,
                     quiet=not first,
                 )
             )
-            progress.note(for_terminal(parts_table(experiment)))
-            if note is not None:
+            for note in notes:
                 progress.note(note)
             if resume_step is not None:
                 progress.note(f"continuing {directory.path} at step {step}")
-            run = _Run(experiment, directory, trainer, validation, checkpoints, metrics, progress, profile)
+            run = _Run(schedule, directory, trainer, evaluate, checkpoints, metrics, progress, profile)
             return run.steps(state, step, batches)
 
 
 class _Run(NamedTuple):
     """Everything that a step of the loop touches besides the arrays."""
 
-    experiment: Experiment
+    schedule: Schedule
     directory: RunDirectory
     trainer: Trainer
-    validation: HeldOut
+    evaluate: Callable[[TrainState], Evaluation]
     checkpoints: Checkpoints
     metrics: Metrics | None
     progress: TrainingProgress
     profile: bool
 
-    def steps(self, state: TrainState, step: int, batches: Any) -> Result:
+    def steps(self, state: TrainState, step: int, batches: Any) -> Outcome:
         """Run the steps that are left. The metrics of a step are read while the next one runs."""
-        start, total, measured, pending = step, self.experiment.steps, None, None
+        start, total, measured, pending = step, self.schedule.steps, None, None
         with Interruption() as interruption, self._tracing() as trace:
             while step < total and not interruption.stops_before(step):
                 trace(step - start)
@@ -192,7 +167,7 @@ class _Run(NamedTuple):
                 self._check(pending)
                 pending = (step, outcome)
                 self.progress.stepped(step)
-                if self._due(step, self.experiment.evaluate_every) or self._due(step, self.experiment.checkpoint_every):
+                if self._due(step, self.schedule.evaluate_every) or self._due(step, self.schedule.checkpoint_every):
                     pending = self._check(pending)
                     measured = self._evaluate_and_save(state, step, batches)
             self._check(pending)
@@ -204,15 +179,15 @@ class _Run(NamedTuple):
                 self.progress.note(
                     f"{name}{where}: saved step {step} of {total}; the same command continues from there"
                 )
-                return self._result(state, step, math.nan, interruption.requested)
+                return Outcome(step, state, None, self.progress.units_per_second, interruption.requested)
             measured = self._evaluate(state, step, log=False) if measured is None else measured
             self.checkpoints.wait()
         if self.profile and step - start <= PROFILED_STEPS.start:
             self.progress.note(f"nothing was traced: profiling begins after step {PROFILED_STEPS.start} of a start")
-        return self._result(state, step, measured, interruption.requested)
+        return Outcome(step, state, measured, self.progress.units_per_second, interruption.requested)
 
     def _due(self, step: int, every: int) -> bool:
-        return step == self.experiment.steps or step % every == 0
+        return step == self.schedule.steps or step % every == 0
 
     def _check(self, pending: tuple[int, dict[str, Any]] | None) -> None:
         """Stop at a non-finite step, log a finite one."""
@@ -221,14 +196,14 @@ class _Run(NamedTuple):
         step, outcome = pending
         if not bool(outcome["finite"]):
             raise NonFinite(self._non_finite(step, outcome))
-        if step == 1 or step % self.experiment.log_every == 0:
+        if step == 1 or step % self.schedule.log_every == 0:
             arrays = ("finite", "gradient_norms", ROUTERS)
             figures = {name: float(value) for name, value in outcome.items() if name not in arrays}
             self.progress.measured(step, figures["loss"])
             if lost := _overflows(outcome):
                 self.progress.note(f"step {step}: {lost}")
             if self.metrics is not None:
-                self.metrics.write(step, "train", figures | {"tokens_per_second": self.progress.tokens_per_second})
+                self.metrics.write(step, "train", figures | {self.progress.speed_name: self.progress.units_per_second})
                 if ROUTERS in outcome:
                     self.metrics.write(step, ROUTERS, jax.device_get(outcome[ROUTERS]))
 
@@ -247,33 +222,26 @@ class _Run(NamedTuple):
             f"{self.directory.checkpoints}"
         )
 
-    def _evaluate_and_save(self, state: TrainState, step: int, batches: Any) -> float | None:
-        measured = self._evaluate(state, step) if self._due(step, self.experiment.evaluate_every) else None
-        if self._due(step, self.experiment.checkpoint_every):
-            self._save(state, step, batches, {} if measured is None else {METRIC: measured})
+    def _evaluate_and_save(self, state: TrainState, step: int, batches: Any) -> Mapping[str, float] | None:
+        measured = self._evaluate(state, step) if self._due(step, self.schedule.evaluate_every) else None
+        if self._due(step, self.schedule.checkpoint_every):
+            self._save(state, step, batches, measured or {})
         self.progress.paused()
         return measured
 
-    def _evaluate(self, state: TrainState, step: int, *, log: bool = True) -> float:
-        trainer = self.trainer
-        value = bits_per_byte(trainer.evaluate, state.params, state.variables, self.validation, trainer.layout)
-        self.progress.note(f"step {step}: {value:.4f} bits per byte on {self.validation.bytes:,} held-out bytes")
+    def _evaluate(self, state: TrainState, step: int, *, log: bool = True) -> Mapping[str, float]:
+        measured, said = self.evaluate(state)
+        self.progress.note(f"step {step}: {said}")
         if log and self.metrics is not None:
-            self.metrics.write(step, "held_out", {METRIC: value})
-        return value
+            self.metrics.write(step, "held_out", measured)
+        return measured
 
-    def _save(self, state: TrainState, step: int, batches: Any, metrics: dict[str, float]) -> None:
+    def _save(self, state: TrainState, step: int, batches: Any, metrics: Mapping[str, float]) -> None:
         self.checkpoints.wait()  # the save under way may be of this very step
         if self.checkpoints.latest_step() != step:
             if self.metrics is not None:
                 self.metrics.upload()  # first: a run that continues from the checkpoint measures no earlier line again
             self.checkpoints.save(step, state, batches, metrics)
-
-    def _result(
-        self, state: TrainState, step: int, measured: float, interrupted: signal.Signals | None = None
-    ) -> Result:
-        speed = self.progress.tokens_per_second
-        return Result(self.directory.path, step, measured, speed, self.trainer, state, self.validation, interrupted)
 
     @contextlib.contextmanager
     def _tracing(self) -> Iterator[Any]:

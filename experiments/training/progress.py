@@ -1,4 +1,4 @@
-"""What a person sees of a run: a bar with tokens/s, loss and ETA in a terminal, plain lines elsewhere."""
+"""What a person sees of a run: a bar with speed, loss and ETA in a terminal, plain lines elsewhere."""
 
 import time
 
@@ -9,11 +9,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 class TrainingProgress:
     """Progress of one run. On other processes than the first, `quiet` shows nothing."""
 
-    def __init__(self, console: Console, *, name: str, step: int, steps: int, tokens_per_step: int, quiet: bool):
+    def __init__(
+        self, console: Console, *, name: str, step: int, steps: int, unit: str, units_per_step: int, quiet: bool
+    ):
         self.console = console
         self.quiet = quiet
-        self.tokens_per_second = 0.0
-        self._tokens_per_step = tokens_per_step
+        self.units_per_second = 0.0
+        self._unit = unit
+        self._units_per_step = units_per_step
         self._steps = steps
         self._seconds, self._timed_steps, self._mark = 0.0, 0, None
         self._bar = Progress(
@@ -36,13 +39,18 @@ class TrainingProgress:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
+    @property
+    def speed_name(self) -> str:
+        """Of the speed among the metrics: "tokens_per_second"."""
+        return f"{self._unit}_per_second"
+
     def stepped(self, step: int) -> None:
         """A step is done. The first after a pause (compilation, evaluation) is not timed."""
         now = time.perf_counter()
         if self._mark is not None:
             self._seconds += now - self._mark
             self._timed_steps += 1
-            self.tokens_per_second = self._timed_steps * self._tokens_per_step / self._seconds
+            self.units_per_second = self._timed_steps * self._units_per_step / self._seconds
         self._mark = now
         self._bar.update(self._task, completed=step)
 
@@ -51,11 +59,11 @@ class TrainingProgress:
         self._mark = None
 
     def measured(self, step: int, loss: float) -> None:
-        """Show a training loss, in nats per token."""
-        figures = f"loss {loss:.3f}  {self.tokens_per_second:,.0f} tokens/s"
+        """Show a training loss, in nats per target."""
+        figures = f"loss {loss:.3f}  {self.units_per_second:,.0f} {self._unit}/s"
         self._bar.update(self._task, figures=figures)
         if not self.quiet and not self.console.is_terminal:
-            left = (self._steps - step) * self._tokens_per_step / max(self.tokens_per_second, 1e-9)
+            left = (self._steps - step) * self._units_per_step / max(self.units_per_second, 1e-9)
             eta = f"  ETA {left:,.0f} s" if self._timed_steps else ""
             self.console.print(f"step {step}/{self._steps}  {figures}{eta}", highlight=False, soft_wrap=True)
 

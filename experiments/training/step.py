@@ -3,7 +3,7 @@
 Letters: B batch, S sequence.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,11 +14,11 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, UInt
 
-from ...models import Decoder, DecoderLM, Hidden, Layout
-from ..data import Windows, target_mask
+from ...models import Classifier, Decoder, Layout
+from ...moe import MoEStats
 from ..optimizers import TrainingRule
-from .exits_loss import exit_nats, exits_loss
 from .process_rows import global_rows
+from .task import LANGUAGE, Batch, Task
 
 ROUTERS = "routers"
 """Among a step's metrics: the statistics of each layer that routes, as "layers.3.entropy"."""
@@ -46,8 +46,8 @@ class TrainState(NamedTuple):
     """Every random number of the run is drawn from (seed, step, layer)."""
 
 
-Evaluate = Callable[[nnx.State, nnx.State, Windows], tuple[Float[Array, ""], Int[Array, ""]]]
-"""Of parameters, variables and a batch: sum of the targets' negative log-likelihoods in nats, and their number."""
+Evaluate = Callable[[nnx.State, nnx.State, Any], tuple[Any, Int[Array, ""]]]
+"""Of parameters, variables and a batch: what `Task.score` sums over the targets, and their number."""
 
 
 class Trainer(NamedTuple):
@@ -59,16 +59,22 @@ class Trainer(NamedTuple):
     """ShapeDtypeStructs with shardings."""
     init: Callable[[jax.Array], TrainState]
     """The state of step 0 from a seed (uint32), born sharded."""
-    step: Callable[[TrainState, Windows], tuple[TrainState, dict[str, Any]]]
+    step: Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]
     """Consumes the state and a batch, returns the next state and metrics. A step with a non-finite loss or gradient
     changes nothing and reports `finite` False."""
     evaluate: Evaluate
 
 
 def build_trainer(
-    model: Decoder, optimizer: TrainingRule, layout: Layout, *, steps: int, accumulation: int = 1
+    model: Decoder | Classifier,
+    optimizer: TrainingRule,
+    layout: Layout,
+    *,
+    steps: int,
+    accumulation: int = 1,
+    task: Task = LANGUAGE,
 ) -> Trainer:
-    """Split the model once and build the functions over its arrays.
+    """Split the model once and build the functions over its arrays; `task` says what is learned of a batch.
 
     Raises:
         ValueError: an axis of a parameter does not divide over the mesh; it is named.
@@ -83,20 +89,20 @@ def build_trainer(
         with jax.numpy_dtype_promotion("standard"):
             return TrainState(params, variables, rule.init(params), jnp.zeros((), jnp.int32), seed)
 
-    def loss(params: nnx.State, variables: nnx.State, windows: Windows, key: jax.Array, targets: jax.Array, progress):
+    def loss(params: nnx.State, variables: nnx.State, batch: Batch, key: jax.Array, targets: jax.Array, progress):
         model = nnx.merge(graph, params, variables)
-        hidden = _forward(model, windows, layout, key=key, training=True, progress=progress)
-        task, metrics = exits_loss(model, hidden, windows, progress)
-        task, metrics = jax.tree.map(lambda nats: nats / targets, (task, metrics))
-        routing = _router_metrics(hidden, accumulation)
-        return task + routing["auxiliary_loss"], ({**metrics, **routing}, hidden.stats)
+        output = task.forward(model, batch, layout=layout, key=key, training=True, progress=progress)
+        learned, metrics = task.loss(model, output, batch, progress)
+        learned, metrics = jax.tree.map(lambda total: total / targets, (learned, metrics))
+        routing = _router_metrics(output.stats, accumulation)
+        return learned + routing["auxiliary_loss"], ({**metrics, **routing}, output.stats)
 
-    def step(state: TrainState, windows: Windows) -> tuple[TrainState, dict[str, Any]]:
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
         key = jax.random.fold_in(jax.random.key(state.seed), state.step)
-        targets = jnp.maximum(target_mask(windows).sum(), 1).astype(jnp.float32)
+        targets = jnp.maximum(task.targets(batch), 1).astype(jnp.float32)
         progress = state.step.astype(jnp.float32) / steps
 
-        def gradient(variables: nnx.State, part: Windows, index: jax.Array) -> tuple[Any, nnx.State]:
+        def gradient(variables: nnx.State, part: Batch, index: jax.Array) -> tuple[Any, nnx.State]:
             part_key = jax.random.fold_in(key, index)
             gradients, (metrics, stats) = jax.grad(loss, has_aux=True)(
                 state.params, variables, part, part_key, targets, progress
@@ -106,7 +112,7 @@ def build_trainer(
             _, _, variables = nnx.split(model, nnx.Param, ...)
             return (gradients, metrics), variables
 
-        (gradients, metrics), variables = _sum_over_parts(gradient, state.variables, windows, accumulation)
+        (gradients, metrics), variables = _sum_over_parts(gradient, state.variables, batch, accumulation)
         norms = _norms(gradients)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(jnp.stack(list(norms.values()))).all()
         with jax.numpy_dtype_promotion("standard"):
@@ -135,37 +141,37 @@ def build_trainer(
         ),
         init=jax.jit(init, out_shardings=shardings),
         step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, whole)),
-        evaluate=build_evaluate(graph, layout),
+        evaluate=build_evaluate(graph, layout, task),
     )
 
 
-def build_evaluate(graph: nnx.GraphDef, layout: Layout) -> Evaluate:
+def build_evaluate(graph: nnx.GraphDef, layout: Layout, task: Task = LANGUAGE) -> Evaluate:
     """`Trainer.evaluate` of a model, which may also be another than the one that was trained, such as a packed one."""
 
-    def evaluate(params: nnx.State, variables: nnx.State, windows: Windows) -> tuple[jax.Array, jax.Array]:
+    def evaluate(params: nnx.State, variables: nnx.State, batch: Batch) -> tuple[Any, jax.Array]:
         model = nnx.merge(graph, params, variables)
-        return exit_nats(model, _forward(model, windows, layout), windows), target_mask(windows).sum()
+        return task.score(model, task.forward(model, batch, layout=layout), batch), task.targets(batch)
 
     return jax.jit(evaluate)
 
 
-def to_device(windows: Windows, layout: Layout) -> Windows:
+def to_device(batch: Batch, layout: Layout) -> Batch:
     """This process's rows of a global batch, split over the mesh."""
-    rows = global_rows(layout, windows.tokens.shape[0])
-    sharding, shape = layout.batch(rows, 2), (rows, windows.tokens.shape[1])
-    return Windows(*(jax.make_array_from_process_local_data(sharding, np.asarray(array), shape) for array in windows))
+    rows = global_rows(layout, len(jax.tree.leaves(batch)[0]))
+
+    def placed(array: Any) -> jax.Array:
+        array = np.asarray(array)
+        return jax.make_array_from_process_local_data(layout.batch(rows, array.ndim), array, (rows, *array.shape[1:]))
+
+    return jax.tree.map(placed, batch)
 
 
-def _forward(model: DecoderLM, windows: Windows, layout: Layout, **options: Any) -> Hidden:
-    return model.hidden(*windows.inputs, layout=layout, **options)
-
-
-def _router_metrics(hidden: Hidden, accumulation: int) -> dict[str, Any]:
+def _router_metrics(of_layers: Sequence[MoEStats | None], accumulation: int) -> dict[str, Any]:
     """Losses summed over layers, as Switch Transformer does, statistics averaged; `ROUTERS` has them layer by layer.
 
     Each is a micro-batch's share.
     """
-    stats = {layer: stats for layer, stats in enumerate(hidden.stats) if stats is not None}
+    stats = {layer: stats for layer, stats in enumerate(of_layers) if stats is not None}
     if not stats:
         return {"auxiliary_loss": jnp.zeros(())}
     routers = {
@@ -179,17 +185,17 @@ def _router_metrics(hidden: Hidden, accumulation: int) -> dict[str, Any]:
     return jax.tree.map(lambda value: value / accumulation, metrics)
 
 
-def _sum_over_parts(gradient: Callable, variables: nnx.State, windows: Windows, parts: int) -> tuple[Any, nnx.State]:
+def _sum_over_parts(gradient: Callable, variables: nnx.State, batch: Batch, parts: int) -> tuple[Any, nnx.State]:
     """Sum `gradient(variables, part, index)` over `parts` micro-batches, one after another; each leaves the next one
     its variables."""
     if parts == 1:
-        return gradient(variables, windows, jnp.int32(0))
-    split = jax.tree.map(lambda a: a.reshape(-1, parts, a.shape[1]).swapaxes(0, 1), windows)
+        return gradient(variables, batch, jnp.int32(0))
+    split = jax.tree.map(lambda a: a.reshape(-1, parts, *a.shape[1:]).swapaxes(0, 1), batch)
     indices = jnp.arange(parts)
     shapes, _ = jax.eval_shape(gradient, variables, jax.tree.map(lambda a: a[0], split), indices[0])
     zero = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
 
-    def add(carry: tuple[Any, nnx.State], part: tuple[Windows, jax.Array]) -> tuple[tuple[Any, nnx.State], None]:
+    def add(carry: tuple[Any, nnx.State], part: tuple[Batch, jax.Array]) -> tuple[tuple[Any, nnx.State], None]:
         total, variables = carry
         share, variables = gradient(variables, *part)
         return (jax.tree.map(jnp.add, total, share), variables), None

@@ -14,8 +14,9 @@ import numpy as np
 from flax import nnx
 
 from ...dynamic import DepthQueue, EarlyExit, PropagateState, RecomputeLayers, split_confidence
-from ..decoder import DecoderLM, with_layers
-from .engine import Drawn, Usage, refuse_batch_dependence
+from ..decoder import DecoderLM
+from ..layer_stack import refuse_batch_dependence, with_layers
+from .engine import Drawn, Usage
 from .host_rows import HostRows
 from .request import Request
 from .samplers import Greedy, Sampler
@@ -88,7 +89,7 @@ class EarlyExitEngine:
             raise ValueError(f"vocab is {limit}; it must be at least 1 and at most the model's {model.config.vocab}")
         if model.config.exits is None:
             raise ValueError("Decoder.exits is None; a policy of early exit needs a model that was trained with exits")
-        refuse_batch_dependence(model, None)
+        refuse_batch_dependence(model.config, None)
         sampler = Greedy() if sampler is None else sampler
         if sampler.needs_seen:
             raise ValueError(f"sampler is {sampler}; with early exit no filter may look at the tokens before")

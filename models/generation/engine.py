@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ..decoder import DecoderLM, with_layers
+from ..decoder import DecoderLM
+from ..layer_stack import refuse_batch_dependence, with_layers
 from ..sharding import Layout
 from .programs import Chunk, empty_rows, programs, shapes_of
 from .request import Finish, Request
@@ -109,7 +110,7 @@ class Engine:
             raise ValueError(f"chunks_between_steps is {chunks_between_steps}; it must be at least 1, or None")
         if not 1 <= limit <= model.config.vocab:
             raise ValueError(f"vocab is {limit}; it must be at least 1 and at most the model's {model.config.vocab}")
-        refuse_batch_dependence(model, layout)
+        refuse_batch_dependence(model.config, layout)
         sampler = Greedy() if sampler is None else sampler
         graph, state = nnx.split(with_layers(model, stacked=False))
         state = state if layout is None else jax.device_put(state, layout.shardings(state))
@@ -262,14 +263,3 @@ class _Flight(NamedTuple):
 
     tokens: jax.Array
     rows: list[_Row | None]
-
-
-def refuse_batch_dependence(model: DecoderLM, layout: Layout | None) -> None:
-    """Raise ValueError where a layer's result depends on the other tokens of a call; it is named."""
-    for layer, ffn in enumerate(model.config.feed_forwards):
-        if (what := ffn.batch_dependence(layout)) is not None:
-            raise ValueError(
-                f"Decoder.ffn of layer {layer} has {what}, by which a token's output depends on the other tokens of "
-                "the batch; generation needs one that does not, as TopK with a DroplessDispatcher: else a request's "
-                "answer would depend on its neighbours"
-            )

@@ -18,9 +18,10 @@ from jaxtyping import Array, Float, Int
 
 from ...dynamic import accept_greedy, accept_sampled
 from ..cache import LayerCache
-from ..decoder import DecoderLM, NewTokens, with_layers
+from ..decoder import DecoderLM, NewTokens
+from ..layer_stack import refuse_batch_dependence, with_layers
 from .early_exit import padded_call
-from .engine import Drawn, Usage, refuse_batch_dependence
+from .engine import Drawn, Usage
 from .host_rows import HostRows
 from .request import Request
 from .samplers import Greedy, Sampler
@@ -98,7 +99,7 @@ class SelfSpeculationEngine:
         early = model.config.exit_depths[:-1]
         if after is not None and after not in early:
             raise ValueError(f"after is {after}; the model has exits after {', '.join(map(str, early))} layers")
-        refuse_batch_dependence(model, None)
+        refuse_batch_dependence(model.config, None)
         sampler = Greedy() if sampler is None else sampler
         if sampler.needs_seen:
             raise ValueError(f"sampler is {sampler}; with drafts no filter may look at the tokens before")

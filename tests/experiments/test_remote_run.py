@@ -22,9 +22,9 @@ from dynamoe.experiments.metrics import Metrics, read_metrics
 from dynamoe.experiments.places import check_place, local_folder
 from dynamoe.experiments.report import report_run
 from dynamoe.experiments.run_directory import RunDirectory
-from dynamoe.experiments.training.loop import train
 from dynamoe.experiments.training.progress import TrainingProgress
 from dynamoe.experiments.training.storage import has_checkpoint
+from dynamoe.experiments.training.train import train
 
 from .object_store import FOLDER, ObjectStore
 

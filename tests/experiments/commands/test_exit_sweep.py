@@ -16,7 +16,7 @@ from dynamoe.experiments.commands import sweep_thresholds
 from dynamoe.experiments.data import held_out
 from dynamoe.experiments.exit_sweep import exit_bits, exit_flops, sweep
 from dynamoe.experiments.experiment import Experiment
-from dynamoe.experiments.training.loop import train
+from dynamoe.experiments.training.train import train
 from dynamoe.models import Attention, Decoder, Dense
 from dynamoe.models.accounting import count_parts
 

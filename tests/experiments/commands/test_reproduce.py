@@ -13,7 +13,7 @@ from dynamoe.experiments.experiment import Experiment
 from dynamoe.experiments.reproduction import running
 from dynamoe.experiments.reproduction.paper import paper_names
 from dynamoe.experiments.run_directory import RunDirectory
-from dynamoe.experiments.training.loop import Result
+from dynamoe.experiments.training.train import Result
 
 Dynamoe = Callable[..., tuple[int, str, str]]
 

@@ -14,8 +14,8 @@ from rich.console import Console
 
 from dynamoe.experiments.commands.train import _measured
 from dynamoe.experiments.run_directory import read_metrics
-from dynamoe.experiments.training.loop import Result
 from dynamoe.experiments.training.step import Trainer
+from dynamoe.experiments.training.train import Result
 
 Dynamoe = Callable[..., tuple[int, str, str]]
 

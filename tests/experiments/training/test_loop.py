@@ -25,8 +25,9 @@ from dynamoe.experiments.experiment import Experiment
 from dynamoe.experiments.optimizers import Optimizer
 from dynamoe.experiments.run_directory import read_metrics
 from dynamoe.experiments.training.checkpoints import Checkpoints, DamagedCheckpoint
-from dynamoe.experiments.training.loop import NonFinite, Result, train
+from dynamoe.experiments.training.loop import NonFinite
 from dynamoe.experiments.training.restore import METRIC, load_trained
+from dynamoe.experiments.training.train import Result, train
 from dynamoe.models import Decoder
 
 Contents = Callable[[Path], dict[str, bytes]]

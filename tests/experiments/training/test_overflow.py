@@ -10,7 +10,8 @@ from rich.console import Console
 
 from dynamoe.experiments.data import TextFiles
 from dynamoe.experiments.experiment import Experiment
-from dynamoe.experiments.training.loop import NonFinite, train
+from dynamoe.experiments.training.loop import NonFinite
+from dynamoe.experiments.training.train import train
 from dynamoe.models import Attention, Decoder, MeshShape
 from dynamoe.moe import ExpertParallel, MoE, RaggedAllToAll, SwiGLU, TopK
 

@@ -16,9 +16,9 @@ from dynamoe.experiments.experiment import Experiment
 from dynamoe.experiments.optimizers import AdamW
 from dynamoe.experiments.published import published_model
 from dynamoe.experiments.run_directory import read_metrics
-from dynamoe.experiments.training.loop import train
 from dynamoe.experiments.training.published_weights import check_published, check_tokenizer, published_again
 from dynamoe.experiments.training.restore import load_trained
+from dynamoe.experiments.training.train import train
 from dynamoe.models.checkpoints import from_pretrained
 from dynamoe.moe import Copy, DenseDispatcher, MoE, SwiGLU, TopK
 

@@ -16,9 +16,9 @@ from rich.console import Console
 from dynamoe.experiments.data import TextFiles, training_batches
 from dynamoe.experiments.experiment import Experiment
 from dynamoe.experiments.optimizers import AdamW, Muon, Optimizer
-from dynamoe.experiments.training.loop import train
 from dynamoe.experiments.training.restore import load_trained
 from dynamoe.experiments.training.step import TrainState, build_trainer, to_device
+from dynamoe.experiments.training.train import train
 from dynamoe.models import Attention, Decoder, Dense, EveryNth, Layout, MeshShape
 from dynamoe.moe import MoE, Router, RouterState, Routing, RoutingContext, SwiGLU
 from dynamoe.moe.routing import assignment_counts

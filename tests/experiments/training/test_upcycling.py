@@ -18,9 +18,9 @@ from dynamoe.experiments.experiment import Experiment
 from dynamoe.experiments.optimizers import AdamW
 from dynamoe.experiments.router_first import RouterFirst
 from dynamoe.experiments.run_directory import RunDirectory, read_metrics
-from dynamoe.experiments.training.loop import Result, train
 from dynamoe.experiments.training.restore import load_trained
 from dynamoe.experiments.training.step import build_trainer
+from dynamoe.experiments.training.train import Result, train
 from dynamoe.experiments.training.upcycling import upcycled_weights
 from dynamoe.models import Decoder, Dense, FirstLayers, Layout, MeshShape
 from dynamoe.moe import Copy, DenseDispatcher, GranularSplit, MoE, SwiGLU, TopK, Upcycling
