@@ -26,7 +26,10 @@ class VisionTransformer(Classifier):
     image: tuple[int, int, int] = (28, 28, 1)
     """Height, width and channels of an image, in pixels."""
     patch: int = 4
-    """Height and width of a patch; it must divide the image's."""
+    """Height and width of a patch, in pixels."""
+    stride: int | None = None
+    """Pixels from one patch to the next; fewer than `patch` let patches overlap, as in PVT v2, Wang et al. 2021,
+    https://arxiv.org/abs/2106.13797. None: `patch`. The last patch must end where the image does."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -34,14 +37,28 @@ class VisionTransformer(Classifier):
             raise ValueError(
                 f"VisionTransformer.image is {self.image}; it must be height, width, channels, each 1 or more"
             )
-        height, width = self.image[:2]
-        if self.patch < 1 or height % self.patch or width % self.patch:
-            raise ValueError(f"VisionTransformer.patch is {self.patch}; it must divide {height} x {width}")
+        if self.patch < 1 or not 1 <= self.step <= self.patch:
+            raise ValueError(
+                f"VisionTransformer.patch is {self.patch} and stride {self.stride}; the patch must be 1 or more, the "
+                "stride from 1 to the patch"
+            )
+        for size in self.image[:2]:
+            if size < self.patch or (size - self.patch) % self.step:
+                raise ValueError(
+                    f"VisionTransformer.patch is {self.patch} and stride {self.stride}; in {size} pixels of "
+                    f"VisionTransformer.image = {self.image} the last patch does not end where the image does"
+                )
 
     @property
     def tokens(self) -> int:
         """Patches of an image, S."""
-        return (self.image[0] // self.patch) * (self.image[1] // self.patch)
+        height, width = ((size - self.patch) // self.step + 1 for size in self.image[:2])
+        return height * width
+
+    @property
+    def step(self) -> int:
+        """Pixels from one patch to the next."""
+        return self.patch if self.stride is None else self.stride
 
     def build_inputs(self, key: jax.Array) -> "Patches":
         return Patches(self, key)
@@ -58,7 +75,7 @@ class Patches(Inputs):
     def __init__(self, config: VisionTransformer, key: jax.Array):
         kernel, positions = jax.random.split(key)
         size = config.patch**2 * config.image[2]
-        self.image, self.patch = config.image, config.patch
+        self.image, self.patch, self.step = config.image, config.patch, config.step
         self.kernel = nnx.Param(jax.nn.initializers.lecun_normal()(kernel, (size, config.width)), axes=(None, "embed"))
         self.positions = nnx.Param(
             0.02 * jax.random.normal(positions, (config.tokens, config.width)), axes=(None, "embed")
@@ -73,13 +90,17 @@ class Patches(Inputs):
         if inputs.shape[1:] != self.image:
             raise ValueError(f"inputs are images of {inputs.shape[1:]}; VisionTransformer.image is {self.image}")
         pixels = inputs.astype(jnp.float32) / 127.5 - 1 if inputs.dtype == jnp.uint8 else inputs
-        x = linear(cut_patches(pixels, self.patch), self.kernel[...]) + self.positions[...][None]
+        x = linear(cut_patches(pixels, self.patch, self.step), self.kernel[...]) + self.positions[...][None]
         shape = x.shape[:2]
         return Vectors(x, jnp.zeros(shape, jnp.int32), jnp.ones(shape, bool))
 
 
-def cut_patches(images: Float[Array, "B height width channels"], patch: int) -> Float[Array, "B S size"]:
+def cut_patches(images: Float[Array, "B height width channels"], patch: int, step: int) -> Float[Array, "B S size"]:
     """Patches from left to right and from top to bottom, each one row by row with its channels innermost."""
     rows, height, width, channels = images.shape
-    cut = images.reshape(rows, height // patch, patch, width // patch, patch, channels).swapaxes(2, 3)
-    return cut.reshape(rows, -1, patch * patch * channels)
+    if step == patch:  # a plain transposition, which costs less
+        cut = images.reshape(rows, height // patch, patch, width // patch, patch, channels).swapaxes(2, 3)
+        return cut.reshape(rows, -1, patch * patch * channels)
+    down, right = height - patch + 1, width - patch + 1
+    shifted = [images[:, y : y + down : step, x : x + right : step] for y in range(patch) for x in range(patch)]
+    return jnp.stack(shifted, axis=3).reshape(rows, -1, patch * patch * channels)

@@ -23,7 +23,7 @@ from .experiment import ClassificationExperiment, check_fits
 from .task import classification_task
 
 METRIC = "error"
-"""The measurement by which a checkpoint is the best: share of half of the validation split that the last exit gets wrong."""
+"""By which a checkpoint is the best: share that the last exit gets wrong of half of the validation split."""
 EVALUATED_AT_ONCE = 512
 """Examples of a batch in evaluation."""
 

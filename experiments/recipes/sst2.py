@@ -33,10 +33,10 @@ def experiment(layers: int, exits: Exits | None) -> ClassificationExperiment:
             width=64,
             layers=layers,
             classes=2,
-            attention=Attention(heads=4, qk_norm=True),
+            attention=Attention(heads=2, qk_norm=True),
             ffn=Dense(hidden=128),
             exits=exits,
-            unroll=2,
+            unroll=layers,
         ),
         source=LabelledFiles(
             train=folder / "train.tsv",
