@@ -156,7 +156,7 @@ class ClassifierModel(nnx.Module):
         initial = jax.nn.initializers.lecun_normal()(head, (config.width, config.classes))
         self.head_kernel = nnx.Param(initial, axes=("embed", "vocab"))
         if config.exits is not None:
-            self.exit_heads = build_exit_heads(config.exits, config, config.classes, exits)
+            self.exit_heads = nnx.List(build_exit_heads(config.exits, config, config.classes, exits))
 
     def embed(self, inputs: Array, rows: Bool[Array, " B"] | None = None) -> Vectors:
         """The vectors that enter the first layer, in the compute dtype.

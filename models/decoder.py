@@ -176,7 +176,8 @@ class DecoderLM(nnx.Module):
             initial = jax.nn.initializers.lecun_normal()(head, shape[::-1])
             self.head_kernel = nnx.Param(initial, axes=("embed", "vocab"))
         if config.exits is not None:
-            self.exit_heads = build_exit_heads(config.exits, config, config.vocab, jax.random.fold_in(head, 1))
+            exits = build_exit_heads(config.exits, config, config.vocab, jax.random.fold_in(head, 1))
+            self.exit_heads = nnx.List(exits)
 
     def embed(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S D"]:
         """Token embeddings in the compute dtype. A token outside the vocabulary becomes NaN, so that it shows."""

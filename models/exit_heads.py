@@ -34,10 +34,10 @@ def _kernel(width: int, outputs: int, key: jax.Array) -> nnx.Param:
     return nnx.Param(jax.nn.initializers.lecun_normal()(key, (width, outputs)), axes=("embed", "vocab"))
 
 
-def build_exit_heads(exits: Exits, config: HeadConfig, outputs: int, key: jax.Array) -> nnx.List[BuiltExitHead]:
+def build_exit_heads(exits: Exits, config: HeadConfig, outputs: int, key: jax.Array) -> list[BuiltExitHead]:
     """The heads of the exits before the last, which give `outputs` logits V."""
     keys = jax.random.split(key, len(exits.after))
-    return nnx.List([BuiltExitHead(exits.head, config, outputs, key) for key in keys])
+    return [BuiltExitHead(exits.head, config, outputs, key) for key in keys]
 
 
 def own_parts(model: Any, exit: int) -> tuple[RMSNorm, Float[Array, "D V"] | None]:

@@ -21,9 +21,9 @@ from .trained_run import find_run
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(ModelOptions):
-    """Measure a run on held-out data, or a published model's perplexity, on one device.
+    """Measure a run's bits per byte on held-out text, a classifier's accuracy, or a published model's perplexity.
 
-    Bits per byte of a language model; of a classifier the accuracy at every exit, on its test split.
+    On one device. Of a classifier the accuracy at every exit, on its test split.
 
     Without arguments: the newest run in runs/ on its own validation split, whole (the default recipe is trained first
     if there is none). With --model the perplexity of tokens as papers give it: the text in windows that do not overlap,
@@ -81,9 +81,7 @@ class Evaluate(ModelOptions):
         """Refuse what only a language model has."""
         for name in ("text", "separator", "max_bytes", "batch_size", "sequence_length", "tokenizer"):
             if getattr(self, name):
-                raise ValueError(
-                    f"{name} is {getattr(self, name)}; the run is a classifier's, which reads no text file"
-                )
+                raise ValueError(f"{name} is {getattr(self, name)}; the run is a classifier's, which has none")
         if self.sweep is not None and self.early_exit is not None:
             raise ValueError(f"early_exit is {self.early_exit!r} and sweep {self.sweep!r}; give one of them")
 

@@ -4,7 +4,7 @@ import contextlib
 import math
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ class NonFinite(ArithmeticError):
     """A loss or a gradient is not a finite number. The parameters were not touched."""
 
 
+@runtime_checkable
 class Schedule(Protocol):
     """What the loop reads of an experiment; see `Experiment`."""
 

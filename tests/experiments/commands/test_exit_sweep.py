@@ -104,7 +104,7 @@ def test_a_run_is_swept_calibrated_and_generates_by_its_guarantee(
     ("options", "message"),
     [
         (("generate", "--early-exit", "x"), "early_exit is 'x'; it must be a threshold from 0 to 1, or 'calibrated'"),
-        (("generate", "--early-exit", "1.5"), "early_exit is 1.5; it must be a threshold from 0 to 1"),
+        (("generate", "--early-exit", "1.5"), "early_exit is '1.5'; it must be a threshold from 0 to 1"),
         (
             ("evaluate", "--sweep", "thresholds", "--sweeping.prompts", "9"),
             "prompts is 9; delta = 0.05 with epsilon = 0.05 needs",

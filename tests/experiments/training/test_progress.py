@@ -18,7 +18,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def progress_to(file: io.StringIO, quiet: bool = False) -> TrainingProgress:
-    return TrainingProgress(Console(file=file), name="run", step=0, steps=10, tokens_per_step=50, quiet=quiet)
+    return TrainingProgress(
+        Console(file=file), name="run", step=0, steps=10, unit="tokens", units_per_step=50, quiet=quiet
+    )
 
 
 def test_the_first_step_and_pauses_are_not_timed(clock: list[float]) -> None:
@@ -27,13 +29,13 @@ def test_the_first_step_and_pauses_are_not_timed(clock: list[float]) -> None:
         for seconds in (60.0, 0.5, 0.5):  # the first compiles
             clock[0] += seconds
             progress.stepped(1)
-        assert progress.tokens_per_second == 100.0
+        assert progress.units_per_second == 100.0
         progress.paused()
         clock[0] += 30.0  # an evaluation, and the step behind it
         progress.stepped(4)
         clock[0] += 0.5
         progress.stepped(5)
-        assert progress.tokens_per_second == 100.0
+        assert progress.units_per_second == 100.0
         progress.measured(5, 2.5)
     assert file.getvalue() == "step 5/10  loss 2.500  100 tokens/s  ETA 2 s\n"
 
