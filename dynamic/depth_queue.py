@@ -43,6 +43,11 @@ class DepthQueue:
                 waiting.remove(row)
 
     @property
+    def full(self) -> bool:
+        """Whether some stage has enough rows for a whole call."""
+        return any(len(waiting) >= self.width for waiting in self._waiting)
+
+    @property
     def empty(self) -> bool:
         return not any(self._waiting)
 

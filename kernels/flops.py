@@ -62,6 +62,8 @@ def _flops_of(equation: JaxprEqn, kernels: list[KernelCall], ragged_alone: bool)
         return 2.0 * math.prod(_shape(equation.outvars[0])) * per_output
     if name == "pallas_call":
         return _kernel(equation, kernels)
+    if name == "ffi_call":
+        return _native(equation)
     if name == "cond":
         branches = [_flops(branch.jaxpr, kernels, ragged_alone) for branch in parameters["branches"]]
         return None if None in branches else max(found for found in branches if found is not None)
@@ -83,6 +85,14 @@ def _ragged_dot(equation: JaxprEqn) -> float:
     products = math.prod(out) * math.prod(left[axis] for axis in contracted)
     summed = set(numbers.lhs_ragged_dimensions) <= set(contracted)
     return 2.0 * (products / _shape(equation.invars[2])[-1] if summed else products)
+
+
+def _native(equation: JaxprEqn) -> float | None:
+    """Our own C++ on CPU: each row is multiplied with one group's matrix, or adds to one group's."""
+    name, left, out = equation.params["target_name"], _shape(equation.invars[0]), _shape(equation.outvars[0])
+    if name == "dynamoe_gradient_of_matrices":
+        return 2.0 * math.prod(left) * out[-1]
+    return 2.0 * math.prod(out) * left[-1] if name.startswith("dynamoe_rows_times") else None
 
 
 def _kernel(equation: JaxprEqn, kernels: list[KernelCall]) -> float | None:

@@ -1,7 +1,8 @@
 """A linear map as one plain matrix multiplication.
 
 Tokens are flattened first: XLA on CPU runs the weight gradient of a product over two batch axes three times slower than
-that of the flattened product (measured in experiments/LOG.md).
+that of the flattened product. A few rows, as in decoding and in verifying drafts, go through the C++ of the grouped
+matmul on CPU: XLA's product of 2 to 8 rows takes up to twice as long (both measured in experiments/LOG.md).
 """
 
 import math
@@ -12,7 +13,13 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from ..kernels.grouped_matmul import grouped_matmul
+from ..kernels.implementations import platform
 from .packed import PackedKernel, PackedTable, packed_linear, packed_look_up
+
+FEW = range(2, 9)
+"""Rows of a product that XLA on CPU is slow for: one it reads the weights as fast as memory gives them, for more it
+packs them."""
 
 
 def linear(
@@ -38,7 +45,20 @@ def linear(
     batch, into, out = x.shape[: x.ndim - inputs], kernel.shape[:inputs], kernel.shape[inputs:]
     tokens = x.reshape(math.prod(batch), math.prod(into))
     weight = kernel.astype(x.dtype).reshape(math.prod(into), math.prod(out))
-    return jax.lax.dot(tokens, weight, preferred_element_type=dtype).reshape(*batch, *out)
+    product = None
+    if len(tokens) in FEW and kernel.dtype == x.dtype and dtype in (None, x.dtype) and platform() == "cpu":
+        product = _few_rows(tokens, weight)
+    if product is None:
+        product = jax.lax.dot(tokens, weight, preferred_element_type=dtype)
+    return product.reshape(*batch, *out)
+
+
+def _few_rows(x: Float[Array, "M D"], weight: Float[Array, "D F"]) -> Float[Array, "M F"] | None:
+    """The product in C++; None where that cannot run, which its first use says."""
+    try:
+        return grouped_matmul(x, weight[None], jnp.array([len(x)], jnp.int32), implementation="native")
+    except NotImplementedError:
+        return None
 
 
 def added(x: Float[Array, "*batch"], bias: nnx.Param | None) -> Float[Array, "*batch"]:

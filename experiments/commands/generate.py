@@ -70,6 +70,9 @@ class Generate(ModelOptions):
     distribution, and greedily the same. None: token by token."""
     draft_after: int | None = None
     """Layers that draft, one of the model's exits. None: up to the first."""
+    draft_threshold: float = 0.05
+    """Draft no token of which these layers are less sure than this, 0 to 1: the best one's probability less the second
+    best's."""
     skipped_layers: Skipped = "propagate"
     """What becomes of the layers that a token skips: their keys and values come from its last state, or they run later
     when a token needs them, from kept states or again from the beginning."""
@@ -104,7 +107,7 @@ class Generate(ModelOptions):
         if self.early_exit is not None:
             policy = policy_of(self.early_exit, self.skipped_layers, trained, sampler)
         elif self.self_speculate is not None:
-            policy = Drafts(tokens=self.self_speculate, after=self.draft_after)
+            policy = Drafts(tokens=self.self_speculate, after=self.draft_after, threshold=self.draft_threshold)
         engine = engine_for(
             trained.model, tokenizer, requests, sampler=sampler, rows=self.batch, slots=self.context, policy=policy
         )
@@ -125,6 +128,7 @@ class Drafts(NamedTuple):
 
     tokens: int
     after: int | None
+    threshold: float
 
 
 def _saved(engine: AnyEngine) -> str:
@@ -219,6 +223,7 @@ def engine_for(
             model,
             after=policy.after,
             tokens=policy.tokens,
+            threshold=policy.threshold,
             rows=rows,
             slots=slots,
             sampler=sampler,

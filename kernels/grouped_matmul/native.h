@@ -198,6 +198,7 @@ struct Steps {
   Line lines[kSteps];
   float totals[R];
   int32_t starts[R];
+  int64_t ahead;  // numbers from a row of b to the one that is read kSteps later
 };
 
 // Adds kSteps cells down b, each times its cell of a, to kWidth vectors of the R rows of c, or writes them. Where the
@@ -218,6 +219,8 @@ INLINE void StreamSteps(const Steps<R, kSteps, Line>& steps, int64_t column, flo
       if constexpr (kOneScale)
         right[v] = steps.lines[s - s % Line::kPerByte].Code(column + v * kLanes, s % Line::kPerByte);
       else right[v] = steps.lines[s].Load(column + v * kLanes);
+      if constexpr (std::is_same_v<Line, Float32::Line>)
+        __builtin_prefetch(steps.lines[s].from + column + v * kLanes + steps.ahead);
     }
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
@@ -278,6 +281,7 @@ void Stream(const Product<B>& p, float* c, int64_t c_row, float* memory) {
     }
     for (int s = 0; s < cells; ++s)
       steps.lines[s] = Arithmetic::Down(p.b.matrix, p.b.part.row + k + s * kPerCell, rows - s * kPerCell);
+    steps.ahead = kNumbers * p.b.matrix.columns;
     int64_t j = 0, whole = rows == kNumbers ? p.n : 0, column = p.b.part.column;
     auto stream = [&](auto one_scale) {
       // A cell of a that is read again serves several vectors. Rows of several scales are rare.

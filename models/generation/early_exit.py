@@ -2,10 +2,12 @@
 
 Each stage, the layers between two exits, is a program of its own, called for the rows that wait for it. Which rows go
 on is decided on the host, from the confidences of a call; rows that left begin their next token at once, so that calls
-stay full. Never a `vmap` over depth, never a loop over stacked weights. Letters: R rows, N exits.
+stay full. While the device runs one call, the host takes in what the call before found. Never a
+`vmap` over depth, never a loop over stacked weights. Letters: R rows, N exits.
 """
 
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -17,10 +19,10 @@ from ...dynamic import DepthQueue, EarlyExit, PropagateState, RecomputeLayers, s
 from ..decoder import DecoderLM
 from ..layer_stack import refuse_batch_dependence, with_layers
 from .engine import Drawn, Usage
-from .host_rows import HostRows
+from .host_rows import HostRow, HostRows
 from .request import Request
 from .samplers import Greedy, Sampler
-from .stages import Call, Weights, empty_staged_rows, stages
+from .stages import Answer, Call, Weights, empty_staged_rows, stages
 
 
 class Depths(NamedTuple):
@@ -37,6 +39,20 @@ class Depths(NamedTuple):
         total = sum(self.tokens)
         ran = sum(depth * count for depth, count in zip(self.layers, self.tokens, strict=True))
         return ran / total if total else float("nan")
+
+
+class _Flight(NamedTuple):
+    """A call that the device may still be running."""
+
+    stage: int
+    indices: list[int]
+    rows: list[HostRow]
+    """Who was in them: one that was cancelled meanwhile gets nothing."""
+    answer: Answer
+
+
+_IN_FLIGHT = 2
+"""Calls that the device has been given at a time: one runs, one waits behind it."""
 
 
 class EarlyExitEngine:
@@ -103,9 +119,13 @@ class EarlyExitEngine:
         confidence, trained = split_confidence(policy.confidence)
         self._weights = Weights(leaves, trained)
         self._held = empty_staged_rows(model, policy.confidence, rows=rows, slots=slots, capacity=capacity)
-        self._stages = stages(graph, structure, sampler, confidence, policy.thresholds, limit, self._depths)
+        self._propagates = isinstance(policy.skipped, PropagateState)
+        self._stages = stages(
+            graph, structure, sampler, confidence, policy.thresholds, limit, self._depths, self._propagates
+        )
         self._rows = HostRows(rows, slots=slots, vocab=model.config.vocab)
         self._queue = DepthQueue(len(self._depths), width, together=policy.batch.together)
+        self._flights: deque[_Flight] = deque()
         self._counts = [0] * len(self._depths)
         self._chunk, self.slots, self.vocab = min(chunk, slots), slots, model.config.vocab
         self.usage = Usage()
@@ -135,14 +155,14 @@ class EarlyExitEngine:
             while self._rows.arrived:
                 yield self._rows.arrived.popleft()
             self._admit()
-            if not self._queue.empty:
+            if self._flights or not self._queue.empty:
                 self._advance()
             elif not self._rows.arrived and not self._rows.waiting:
                 return
 
     def _admit(self) -> None:
         """Read the prompts of waiting requests into free rows. Rows that leave together also begin together."""
-        if self._queue.together and not self._queue.empty:
+        if self._queue.together and (self._flights or not self._queue.empty):
             return
         self._queue.add(0, [index for index in self._rows.admit() if self._read(index)])
 
@@ -164,26 +184,48 @@ class EarlyExitEngine:
         return self._rows.hand_out(index, token)
 
     def _advance(self) -> None:
-        """One stage for the rows whose turn it is."""
-        start = time.perf_counter()
-        stage, indices = self._queue.next()
+        """Give the device what waits, as long as it holds few calls, and then take in what the oldest one found."""
+        start, drawn = time.perf_counter(), 0
+        # Behind another call only a full one: rows that come back from that one may fill it.
+        while not self._flights or (len(self._flights) < _IN_FLIGHT and self._queue.full):
+            self._flights.append(self._begin(*self._queue.next()))
+        drawn = self._finish(self._flights.popleft())
+        self.usage = self.usage._replace(
+            drawn_tokens=self.usage.drawn_tokens + drawn,
+            drawn_seconds=self.usage.drawn_seconds + time.perf_counter() - start,
+        )
+
+    def _begin(self, stage: int, indices: list[int]) -> _Flight:
+        """One stage for some rows."""
         if isinstance(self.policy.skipped, RecomputeLayers):
             self._run_again(stage, indices)
-        tokens, sure = self._run(stage, indices)
-        left = self._leaving(stage, indices, sure)
+        rows = [self._rows[index] for index in indices]
+        starts = [row.ran[stage] for row in rows]
+        stops = [len(row.tokens) if stage == 0 else row.ran[stage - 1] for row in rows]
+        call = self._stage_call(stage, indices, starts, stops, recomputed=False)
+        self._held, answer = self._stages.run[stage](self._weights, self._held, call)
+        for row, stop in zip(rows, stops, strict=True):
+            row.ran[stage] = stop
+        return _Flight(stage, indices, rows, answer)
+
+    def _finish(self, flight: _Flight) -> int:
+        """Who leaves and who goes on; returns how many tokens were drawn."""
+        stage, count = flight.stage, len(flight.indices)
+        found, sure = (each[:count].tolist() for each in jax.device_get(flight.answer))
+        still = [n for n, index in enumerate(flight.indices) if self._rows.holds(index, flight.rows[n])]
+        indices, tokens = [flight.indices[n] for n in still], [found[n] for n in still]
+        left = self._leaving(stage, indices, [sure[n] for n in still])
         on = [index for index, leaves in zip(indices, left, strict=True) if not leaves]
         self._queue.add(stage + 1, on) if on else None
         gone = [index for index, leaves in zip(indices, left, strict=True) if leaves]
-        if gone and stage < len(self._depths) - 1 and isinstance(self.policy.skipped, PropagateState):
-            self._remember(stage, gone)
+        if self._propagates:
+            for index in gone:  # the device has filled what they skip
+                ran = self._rows[index].ran
+                ran[stage + 1 :] = [ran[stage]] * (len(ran) - stage - 1)
         self._counts[stage] += len(gone)
         answers = zip(indices, tokens, left, strict=True)
-        again = [index for index, token, leaves in answers if leaves and self._rows.hand_out(index, token)]
-        self._queue.add(0, again)
-        self.usage = self.usage._replace(
-            drawn_tokens=self.usage.drawn_tokens + len(gone),
-            drawn_seconds=self.usage.drawn_seconds + time.perf_counter() - start,
-        )
+        self._queue.add(0, [index for index, token, leaves in answers if leaves and self._rows.hand_out(index, token)])
+        return len(gone)
 
     def _leaving(self, stage: int, indices: Sequence[int], sure: Sequence[bool]) -> list[bool]:
         """Which rows have their token now."""
@@ -193,17 +235,6 @@ class EarlyExitEngine:
         room = [row.ran[stage] - row.ran[stage + 1] <= max(self._most, 1) for row in rows]
         left = [a and b for a, b in zip(sure, room, strict=True)]
         return [all(left)] * len(left) if self.policy.batch.together else left
-
-    def _run(self, stage: int, indices: Sequence[int]) -> tuple[list[int], list[bool]]:
-        rows = [self._rows[index] for index in indices]
-        starts = [row.ran[stage] for row in rows]
-        stops = [len(row.tokens) if stage == 0 else row.ran[stage - 1] for row in rows]
-        call = self._stage_call(stage, indices, starts, stops, recomputed=False)
-        self._held, answer = self._stages.run[stage](self._weights, self._held, call)
-        for row, stop in zip(rows, stops, strict=True):
-            row.ran[stage] = stop
-        token, sure = jax.device_get(answer)
-        return token[: len(indices)].tolist(), sure[: len(indices)].tolist()
 
     def _run_again(self, stage: int, indices: Sequence[int]) -> None:
         """All tokens that wait before a stage through the stages before it, where more than the newest one wait."""
@@ -220,17 +251,9 @@ class EarlyExitEngine:
         rows = [self._rows[index] for index in indices]
         parts = [row.tokens[start:stop] for row, start, stop in zip(rows, starts, stops, strict=True)]
         last = stage == len(self._depths) - 1
-        keep = not (last or recomputed or isinstance(self.policy.skipped, PropagateState))
+        keep = not (last or recomputed or self._propagates)
         behind = [starts[n] - row.ran[stage + 1] if keep else 0 for n, row in enumerate(rows)]
         return padded_call(self._rows, indices, starts, behind, parts)
-
-    def _remember(self, exit: int, indices: Sequence[int]) -> None:
-        rows = [self._rows[index] for index in indices]
-        starts = [row.ran[exit] - 1 for row in rows]
-        call = padded_call(self._rows, indices, starts, [0] * len(rows), [row.tokens[-1:] for row in rows])
-        self._held = self._stages.remember[exit](self._weights, self._held, call)
-        for row in rows:
-            row.ran[exit + 1 :] = [row.ran[exit]] * (len(row.ran) - exit - 1)
 
 
 def padded_call(
@@ -257,8 +280,7 @@ def padded_call(
         tokens[n, : len(part)] = part
         numbers[:, n] = index, starts[n], len(part), behind[n], rows[index].drawn
         key[n] = rows[index].key
-    row, start, count, back, drawn = numbers
-    return Call(row, tokens, start, count, back, key, drawn)
+    return Call(tokens, numbers, key)
 
 
 def _power_of_two(number: int) -> int:

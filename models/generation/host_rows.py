@@ -45,6 +45,10 @@ class HostRows:
         assert row is not None
         return row
 
+    def holds(self, index: int, row: HostRow) -> bool:
+        """Whether a row's request is still there."""
+        return self._rows[index] is row
+
     @property
     def waiting(self) -> bool:
         return bool(self._waiting)

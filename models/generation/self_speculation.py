@@ -2,7 +2,9 @@
 
 Elhoushi et al. 2024 (LayerSkip), https://arxiv.org/abs/2404.16710. Draft and verification share weights, keys and
 values, and the states that left the drafting layers: those layers run once for each token. What is drawn has the full
-model's distribution; greedy answers are the full model's. Letters: R rows, g drafted tokens, D width, V vocabulary.
+model's distribution; greedy answers are the full model's. Drafting ends early where the drafting layers are not sure:
+Zhang et al. 2023 (Draft & Verify), https://arxiv.org/abs/2309.08168. Letters: R rows, g tokens drafted at most, D
+width, V vocabulary.
 """
 
 import functools
@@ -14,9 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from ...dynamic import accept_greedy, accept_sampled
+from ...dynamic import Confidence, Top2Gap, accept_greedy, accept_sampled, merge_confidence, split_confidence
+from ...dynamic.thresholds import check_threshold
 from ..cache import LayerCache
 from ..decoder import DecoderLM, NewTokens
 from ..layer_stack import refuse_batch_dependence, with_layers
@@ -25,7 +28,7 @@ from .engine import Drawn, Usage
 from .host_rows import HostRows
 from .request import Request
 from .samplers import Greedy, Sampler
-from .stages import Call
+from .stages import Call, Weights
 
 _DRAFTING, _ACCEPTING = 1, 2
 """Folded into a row's key, so that drafting and accepting draw apart."""
@@ -67,6 +70,8 @@ class SelfSpeculationEngine:
         *,
         after: int | None = None,
         tokens: int = 4,
+        confidence: Confidence | None = None,
+        threshold: float = 0.0,
         rows: int = 1,
         slots: int = 1024,
         sampler: Sampler | None = None,
@@ -77,7 +82,9 @@ class SelfSpeculationEngine:
         Args:
             model: stacked or unstacked, with exits.
             after: layers that draft: one of the model's exits; None: the first.
-            tokens: g, drafted in a round.
+            tokens: g, drafted in a round at most.
+            confidence: how sure the drafting layers are of the next token; None: `Top2Gap`.
+            threshold: a round drafts no token of which they are less sure than this, 0 to 1; 0: always g tokens.
             rows: R, requests at a time.
             slots: tokens of prompt and answer that a row can hold.
             sampler: how tokens are chosen; None: greedily.
@@ -104,13 +111,17 @@ class SelfSpeculationEngine:
         if sampler.needs_seen:
             raise ValueError(f"sampler is {sampler}; with drafts no filter may look at the tokens before")
         graph, state = nnx.split(with_layers(model, stacked=False))
-        self._leaves, structure = jax.tree.flatten(state)
+        leaves, structure = jax.tree.flatten(state)
         # A draft may reach past the last token that is wanted; and one row is nobody's.
         self._layers = model.empty_cache(batch=rows + 1, slots=slots + tokens + 1).layers
         exit = 0 if after is None else early.index(after)
-        self._programs = _programs(graph, structure, sampler, limit, exit, early[exit], tokens)
+        check_threshold("threshold", threshold)
+        static, trained = split_confidence(Top2Gap() if confidence is None else confidence)
+        self._leaves = Weights(leaves, trained)
+        drafting = _Drafting(exit, early[exit], tokens, static, threshold)
+        self._programs = _programs(graph, structure, sampler, limit, drafting)
         self._rows = HostRows(rows, slots=slots, vocab=model.config.vocab)
-        self._tokens, self._chunk = tokens, min(chunk, slots)
+        self._chunk = min(chunk, slots)
         self.slots, self.vocab = slots, model.config.vocab
         self.usage, self.acceptance = Usage(), Acceptance()
 
@@ -156,17 +167,17 @@ class SelfSpeculationEngine:
         places = [len(self._rows[index].tokens) - 1 for index in indices]
         last = [self._rows[index].tokens[-1:] for index in indices]
         call = padded_call(self._rows, indices, places, [0] * len(indices), last)
-        self._layers, drawn, counts = self._programs.round(self._leaves, self._layers, call)
-        tokens, counts = jax.device_get((drawn, counts))
+        self._layers, *answer = self._programs.round(self._leaves, self._layers, call)
+        tokens, drafted, counts = (each[: len(indices)] for each in jax.device_get(answer))
         handed = 0
-        for index, row, count in zip(indices, tokens.tolist(), counts.tolist(), strict=False):
+        for index, row, count in zip(indices, tokens.tolist(), counts.tolist(), strict=True):
             for token in row[: count + 1]:
                 handed += 1
                 if not self._rows.hand_out(index, token):
                     break
-        before, kept = self.acceptance, int(counts[: len(indices)].sum())
+        before = self.acceptance
         self.acceptance = Acceptance(
-            before.rounds + len(indices), before.drafted + len(indices) * self._tokens, before.accepted + kept
+            before.rounds + len(indices), before.drafted + int(drafted.sum()), before.accepted + int(counts.sum())
         )
         self.usage = self.usage._replace(
             drawn_tokens=self.usage.drawn_tokens + handed,
@@ -174,24 +185,55 @@ class SelfSpeculationEngine:
         )
 
 
+class _Drafting(NamedTuple):
+    """Who drafts, and how long."""
+
+    exit: int
+    """Number of the exit."""
+    depth: int
+    """Layers before it."""
+    tokens: int
+    """g."""
+    confidence: Any
+    """Without its weights, see `split_confidence`."""
+    threshold: float
+
+
 class _Programs(NamedTuple):
     """Compiled when first called with a shape."""
 
-    read: Callable[[list[jax.Array], tuple[LayerCache, ...], Call], tuple[tuple[LayerCache, ...], Int[Array, " b"]]]
+    read: Callable[[Weights, tuple[LayerCache, ...], Call], tuple[tuple[LayerCache, ...], Int[Array, " b"]]]
     """A part of some prompts through all layers, and what would follow it."""
-    round: Callable[..., tuple[tuple[LayerCache, ...], Int[Array, "b g1"], Int[Array, " b"]]]
-    """g + 1 tokens of each row, and how many drafted ones among them are kept: one more than these is the answer."""
+    round: Callable[..., tuple[tuple[LayerCache, ...], Int[Array, "b g1"], Int[Array, " b"], Int[Array, " b"]]]
+    """g + 1 tokens of each row, how many were drafted, and how many of these are kept: one more is the answer."""
+
+
+class _Draft(NamedTuple):
+    """What a round has drafted so far, in each row b."""
+
+    step: Int[Array, ""]
+    token: Int[Array, " b"]
+    """The newest, which has not run yet."""
+    going: Bool[Array, " b"]
+    """Whether it is to run."""
+    length: Int[Array, " b"]
+    """How many tokens have run."""
+    tokens: Int[Array, "b g1"]
+    """That have run: the last one of before, then the drafted ones."""
+    states: Float[Array, "b g1 D"]
+    """That they left the drafting layers with."""
+    chances: Any
+    """float32 [b, g1, V]: of the drafted tokens; nothing where the draft is greedy."""
+    caches: tuple[LayerCache, ...]
 
 
 @functools.lru_cache(maxsize=16)
-def _programs(
-    graph: nnx.GraphDef, structure: Any, sampler: Sampler, limit: int, exit: int, depth: int, drafted: int
-) -> _Programs:
-    """Kept, so that a second engine of the same model compiles nothing. `depth` layers draft, up to exit `exit`."""
-    greedy = isinstance(sampler, Greedy)
+def _programs(graph: nnx.GraphDef, structure: Any, sampler: Sampler, limit: int, drafting: _Drafting) -> _Programs:
+    """Kept, so that a second engine of the same model compiles nothing."""
+    greedy, (exit, depth, most, _, threshold) = isinstance(sampler, Greedy), drafting
 
-    def model_of(leaves: list[jax.Array]) -> DecoderLM:
-        return nnx.merge(graph, jax.tree.unflatten(structure, leaves))
+    def model_of(weights: Weights) -> DecoderLM:
+        return nnx.merge(graph, jax.tree.unflatten(structure, weights.leaves))
 
     def filtered(logits: Float[Array, "b V"]) -> Float[Array, "b V"]:
         logits = jnp.where(jnp.arange(logits.shape[-1])[None] < limit, logits, -jnp.inf)
@@ -205,8 +247,8 @@ def _programs(
             keys, call.drawn
         )
 
-    def read(leaves, layers, call):
-        model, steps = model_of(leaves), jnp.arange(call.tokens.shape[1])[None]
+    def read(weights, layers, call):
+        model, steps = model_of(weights), jnp.arange(call.tokens.shape[1])[None]
         new = NewTokens(call.tokens, call.start[:, None] + steps, steps < call.count[:, None])
         caches = tuple(layer._replace(row=call.row) for layer in layers)
         x, caches = model.decode_layers(model.embed(call.tokens), new, caches, first=0)
@@ -214,37 +256,63 @@ def _programs(
         token = sampler.choose(filtered(model.head(newest)[:, 0]), keys_of(call, 0, 0))
         return tuple(cache._replace(row=None) for cache in caches), token
 
-    def round(leaves, layers, call):
-        model, real = model_of(leaves), (call.count > 0)[:, None]
-        caches = tuple(layer._replace(row=call.row) for layer in layers)
+    def round(weights, layers, call):
+        model, caches = model_of(weights), tuple(layer._replace(row=call.row) for layer in layers)
+        confidence, rows = merge_confidence(drafting.confidence, weights.confidence), len(call.row)
 
-        def draft(carry, step):
-            token, early = carry
-            new = NewTokens(token[:, None], (call.start + step)[:, None], real)
-            x, early = model.decode_layers(model.embed(token[:, None]), new, early, first=0)
+        def draft(drafted: _Draft) -> _Draft:
+            """One token of each row that goes on through the drafting layers, and the next one if they are sure."""
+            step = drafted.step
+            new = NewTokens(drafted.token[:, None], (call.start + step)[:, None], drafted.going[:, None])
+            x, early = model.decode_layers(model.embed(drafted.token[:, None]), new, drafted.caches, first=0)
             logits = filtered(model.head(x, exit)[:, 0])
+            score, _ = confidence.score(
+                jnp.full((rows,), exit, jnp.int32), logits, x[:, 0], confidence.initial(rows, x.shape[2])
+            )
             following = sampler.choose(logits, keys_of(call, _DRAFTING, step)).astype(jnp.int32)
-            chances = () if greedy else jax.nn.softmax(logits)
-            return (following, early), (token, x[:, 0], chances)
+            chances = drafted.chances
+            if not greedy:
+                chances = jax.lax.dynamic_update_slice_in_dim(chances, jax.nn.softmax(logits)[:, None], step, axis=1)
+            return _Draft(
+                step=step + 1,
+                token=following,
+                going=drafted.going & (score >= threshold) & (step < most),
+                length=drafted.length + drafted.going.astype(jnp.int32),
+                tokens=jax.lax.dynamic_update_slice_in_dim(drafted.tokens, drafted.token[:, None], step, axis=1),
+                states=jax.lax.dynamic_update_slice_in_dim(drafted.states, x, step, axis=1),
+                chances=chances,
+                caches=early,
+            )
 
-        # The last step drafts in vain; but the state that it leaves lets the full model add a token of its own.
-        carry, drafts = jax.lax.scan(draft, (call.tokens[:, 0], caches[:depth]), jnp.arange(drafted + 1))
-        tokens, states, chances = jax.tree.map(lambda array: array.swapaxes(0, 1), drafts)
-        places = call.start[:, None] + jnp.arange(drafted + 1)[None]
-        new = NewTokens(tokens, places, jnp.broadcast_to(real, places.shape))
-        x, late = model.decode_layers(states, new, caches[depth:], first=depth)
+        first = _Draft(
+            step=jnp.int32(0),
+            token=call.tokens[:, 0],
+            going=call.count > 0,
+            length=jnp.zeros((rows,), jnp.int32),
+            tokens=jnp.zeros((rows, most + 1), jnp.int32),
+            states=jnp.zeros((rows, most + 1, model.config.width), jnp.dtype(model.config.dtype)),
+            chances=() if greedy else jnp.zeros((rows, most + 1, model.config.vocab), jnp.float32),
+            caches=caches[:depth],
+        )
+        # A row drafts nothing in its last step; its state lets the full model add a token of its own.
+        drafted = jax.lax.while_loop(lambda drafted: drafted.going.any(), draft, first)
+        tokens, lengths = drafted.tokens, jnp.maximum(drafted.length - 1, 0)
+        steps = jnp.arange(most + 1)[None]
+        new = NewTokens(tokens, call.start[:, None] + steps, steps < drafted.length[:, None])
+        x, late = model.decode_layers(drafted.states, new, caches[depth:], first=depth)
         logits = model.head(x)
         logits = filtered(logits.reshape(-1, logits.shape[-1])).reshape(logits.shape)
         if greedy:
-            accepted = accept_greedy(tokens[:, 1:], logits.argmax(axis=2).astype(jnp.int32))
+            accepted = accept_greedy(tokens[:, 1:], logits.argmax(axis=2).astype(jnp.int32), lengths)
         else:
             keys = keys_of(call, _ACCEPTING, 0)
-            accepted = accept_sampled(tokens[:, 1:], chances[:, :-1], jax.nn.softmax(logits), keys)
+            full = jax.nn.softmax(logits)
+            accepted = accept_sampled(tokens[:, 1:], drafted.chances[:, :-1], full, keys, lengths)
         # The kept tokens, and behind them the full model's own.
         answer = jnp.concatenate([tokens[:, 1:], tokens[:, :1]], axis=1)
-        answer = jnp.where(jnp.arange(drafted + 1)[None] == accepted.count[:, None], accepted.token[:, None], answer)
-        written = tuple(cache._replace(row=None) for cache in (*carry[1], *late))
-        return written, answer, accepted.count
+        answer = jnp.where(steps == accepted.count[:, None], accepted.token[:, None], answer)
+        written = tuple(cache._replace(row=None) for cache in (*drafted.caches, *late))
+        return written, answer, lengths, accepted.count
 
     compiled = functools.partial(jax.jit, donate_argnums=1)
     return _Programs(compiled(read), compiled(round))

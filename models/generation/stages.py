@@ -37,22 +37,39 @@ class Weights(NamedTuple):
 
 
 class Call(NamedTuple):
-    """Some rows at one stage."""
+    """Some rows at one stage. Few arrays, NumPy's or JAX's: the host hands each to the device."""
 
-    row: Any
-    """int32 [b], NumPy's or JAX's, as the others."""
     tokens: Any
     """int32 [b, S]."""
-    start: Any
-    """Position of each row's first token."""
-    count: Any
-    """How many of its tokens are real; 0 for a row that fills up."""
-    behind: Any
-    """How many tokens wait before the next stage already."""
+    numbers: Any
+    """int32 [5, b]: what the properties give."""
     key: Any
     """uint32 [b, N]."""
-    drawn: Any
-    """How many tokens the row's request has."""
+
+    @property
+    def row(self) -> Any:
+        """Which row each is."""
+        return self.numbers[0]
+
+    @property
+    def start(self) -> Any:
+        """Position of each row's first token."""
+        return self.numbers[1]
+
+    @property
+    def count(self) -> Any:
+        """How many of its tokens are real; 0 for a row that fills up."""
+        return self.numbers[2]
+
+    @property
+    def behind(self) -> Any:
+        """How many tokens wait before the next stage already."""
+        return self.numbers[3]
+
+    @property
+    def drawn(self) -> Any:
+        """How many tokens the row's request has."""
+        return self.numbers[4]
 
 
 class Answer(NamedTuple):
@@ -71,8 +88,6 @@ class Stages(NamedTuple):
     """A part of some prompts through all layers, and what would follow it in each row: [b]."""
     run: tuple[Callable[[Weights, StagedRows, Call], tuple[StagedRows, Answer]], ...]
     """Each stage's layers, its exit's head, confidence and sampling."""
-    remember: tuple[Callable[[Weights, StagedRows, Call], StagedRows], ...]
-    """For each exit but the last: keys and values of all later layers from the state of the newest token."""
 
 
 def empty_staged_rows(
@@ -102,6 +117,7 @@ def stages(
     thresholds: Thresholds,
     limit: int,
     depths: tuple[int, ...],
+    propagates: bool,
 ) -> Stages:
     """Kept, so that a second engine of the same model and policy compiles nothing.
 
@@ -113,6 +129,8 @@ def stages(
         thresholds: at which confidence a row may leave.
         limit: ids from here on are never drawn.
         depths: layers that run before each exit.
+        propagates: where a row may leave, also write keys and values of all later layers from its state. Where it goes
+            on all the same, the layers write over them.
     """
 
     def model_of(weights: Weights) -> DecoderLM:
@@ -143,8 +161,8 @@ def stages(
             caches = tuple(layer._replace(row=of.row) for layer in held.layers[first:stop])
             x, written = model.decode_layers(x, new, caches, first=first)
             layers = (*held.layers[:first], *(layer._replace(row=None) for layer in written), *held.layers[stop:])
-            waiting = list(held.waiting)
-            if stage < len(depths) - 1:
+            waiting, early = list(held.waiting), stage < len(depths) - 1
+            if early:
                 waiting[stage] = _put_behind(waiting[stage], x, of)
             newest = _newest(x, of)
             logits = model.head(newest, stage)[:, 0]
@@ -155,26 +173,17 @@ def stages(
             score, remembered = confidence_of(weights).score(exit, logits, newest[:, 0], remembered)
             sure = score >= thresholds.at(exit, of.drawn)
             memory = jax.tree.map(lambda array, now: array.at[of.row].set(now), held.memory, remembered)
+            if early and propagates:
+                leaving = NewTokens(of.tokens[:, :1], of.start[:, None], (sure & (of.count > 0))[:, None])
+                caches = tuple(layer._replace(row=of.row) for layer in held.layers[stop:])
+                written = model.remember_layers(newest, leaving, caches, first=stop)
+                layers = (*layers[:stop], *(layer._replace(row=None) for layer in written))
             return StagedRows(layers, tuple(waiting), memory), Answer(choose(logits, of), sure)
 
         return call
 
-    def remember(exit: int) -> Callable[[Weights, StagedRows, Call], StagedRows]:
-        def call(weights: Weights, held: StagedRows, of: Call) -> StagedRows:
-            first, x = depths[exit], held.waiting[exit][of.row, :1]
-            caches = tuple(layer._replace(row=of.row) for layer in held.layers[first:])
-            written = model_of(weights).remember_layers(x, _new_tokens(of), caches, first=first)
-            layers = (*held.layers[:first], *(layer._replace(row=None) for layer in written))
-            return held._replace(layers=layers)
-
-        return call
-
     compiled = functools.partial(jax.jit, donate_argnums=1)
-    return Stages(
-        compiled(read),
-        tuple(compiled(run(stage)) for stage in range(len(depths))),
-        tuple(compiled(remember(exit)) for exit in range(len(depths) - 1)),
-    )
+    return Stages(compiled(read), tuple(compiled(run(stage)) for stage in range(len(depths))))
 
 
 def _new_tokens(of: Call) -> NewTokens:

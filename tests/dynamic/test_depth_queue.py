@@ -10,8 +10,9 @@ def test_the_deepest_full_stage_comes_first() -> None:
     queue.add(0, [1, 2, 3])
     queue.add(1, [4, 5])
     queue.add(2, [6])
-    assert queue.next() == (1, [4, 5])
-    assert queue.next() == (0, [1, 2])
+    assert queue.full and queue.next() == (1, [4, 5])
+    assert queue.full and queue.next() == (0, [1, 2])
+    assert not queue.full
 
 
 def test_where_none_is_full_the_fullest_comes_first_and_among_equals_the_deepest() -> None:

@@ -17,14 +17,30 @@ def test_greedy_keeps_the_leading_matches_and_adds_the_full_models_own() -> None
     assert found.count.tolist() == [3, 1, 0] and found.token.tolist() == [4, 2, 1]
 
 
-def draws(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Drafted tokens, kept counts and what follows, many times."""
+def test_rows_that_drafted_less_keep_no_more() -> None:
+    drafted = jnp.array([[1, 2, 3]] * 4)
+    found = accept_greedy(drafted, jnp.array([[1, 2, 3, 4]] * 4), jnp.array([3, 2, 1, 0]))
+    assert found.count.tolist() == [3, 2, 1, 0] and found.token.tolist() == [4, 3, 2, 1]
+
+
+@pytest.mark.parametrize("length", [0, 1])
+def test_behind_a_short_draft_the_full_model_draws_by_itself(length: int) -> None:
+    _, kept, token = draws(20_000, length)
+    assert kept.max() == length
+    last = token[kept == length]
+    shares = np.bincount(last, minlength=4) / len(last)
+    assert np.abs(shares - FULL[length]).max() < 4 * 0.5 / len(last) ** 0.5
+
+
+def draws(count: int, length: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Drafted tokens, kept counts and what follows, many times; all are drafted, or so many of them."""
     keys = jax.random.split(jax.random.key(0), count)
     drafted = jax.vmap(lambda key: jax.random.categorical(key, jnp.log(jnp.asarray(DRAFT))))(keys)
     shape = (count, *DRAFT.shape)
     draft, full = jnp.broadcast_to(jnp.asarray(DRAFT, jnp.float32), shape), jnp.asarray(FULL, jnp.float32)
     full = jnp.broadcast_to(full, (count, *FULL.shape))
-    found = jax.jit(accept_sampled)(drafted, draft, full, jax.random.split(jax.random.key(1), count))
+    lengths = None if length is None else jnp.full(count, length)
+    found = jax.jit(accept_sampled)(drafted, draft, full, jax.random.split(jax.random.key(1), count), lengths)
     return np.asarray(drafted), np.asarray(found.count), np.asarray(found.token)
 
 

@@ -10,6 +10,7 @@ from jax.experimental import pallas as pl
 from jax.sharding import AxisType, PartitionSpec
 
 from dynamoe.kernels.flops import Counted, KernelCall, count_flops
+from dynamoe.kernels.grouped_matmul import grouped_matmul
 
 A, B = jnp.ones((4, 6)), jnp.ones((6, 5))
 PRODUCT = 2 * 4 * 6 * 5
@@ -72,6 +73,16 @@ def test_ragged_products_are_also_counted_alone():
 
     found = counted(both, rows, weights, sizes)
     assert (found.flops, found.ragged) == (3 * 2 * 6 * 4 * 5, 2 * 2 * 6 * 4 * 5)
+
+
+def test_products_in_our_own_code_count_as_any():
+    rows, weights, sizes = jnp.ones((6, 4)), jnp.ones((2, 4, 5)), jnp.array([1, 3])
+
+    def product(rows, weights):
+        return grouped_matmul(rows, weights, sizes, implementation="native").sum()
+
+    assert counted(product, rows, weights).flops == 2 * 6 * 4 * 5
+    assert counted(jax.grad(product, argnums=(0, 1)), rows, weights).flops == 3 * 2 * 6 * 4 * 5
 
 
 def test_each_device_of_a_shard_map_counts():

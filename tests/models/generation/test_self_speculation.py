@@ -63,6 +63,16 @@ def test_greedy_answers_are_the_full_models(ffn, rows) -> None:
     assert acceptance.tokens_per_round == pytest.approx(1 + 3 * acceptance.rate)
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+def test_drafts_end_where_the_layers_are_not_sure_and_answers_stay_the_same(rows) -> None:
+    found, always = engine(rows=rows, threshold=0.1), engine(rows=rows)
+    assert drawn(found) == drawn(always)
+    assert 0 < found.acceptance.drafted < 3 * found.acceptance.rounds
+    assert found.acceptance.rate > always.acceptance.rate
+    never = engine(rows=rows, threshold=1.0)
+    assert drawn(never) == drawn(always) and never.acceptance.drafted == 0
+
+
 def test_a_draft_of_all_but_the_last_layer_is_mostly_kept() -> None:
     late, early = engine(after=2), engine(after=1)
     assert drawn(late) == drawn(early)
@@ -74,7 +84,10 @@ def test_drawn_tokens_have_the_full_models_distribution() -> None:
     sampler, count = Categorical(filters=filters), 1600
     prompts = [PROMPTS[0]] * count
     seen = []
-    for one in (engine(rows=8, sampler=sampler, tokens=2), Engine(model(), rows=8, slots=16, sampler=sampler)):
+    for one in (
+        engine(rows=8, sampler=sampler, tokens=2, threshold=0.2),
+        Engine(model(), rows=8, slots=16, sampler=sampler),
+    ):
         answers = np.array(drawn_equal(one, prompts))
         seen.append(np.stack([np.bincount(answers[:, place], minlength=12) / count for place in range(1, 4)]))
     assert np.abs(seen[0] - seen[1]).max() < 5 * (2 * 0.25 / count) ** 0.5
@@ -108,6 +121,7 @@ def test_stop_tokens_and_the_last_slot_end_a_request() -> None:
     [
         (lambda: engine(after=3), "after is 3; the model has exits after 1, 2 layers"),
         (lambda: engine(tokens=0), "tokens is 0; it must be at least 1"),
+        (lambda: engine(threshold=1.5), "threshold is 1.5; it must be 0 to 1"),
         (
             lambda: engine(model=dataclasses.replace(CONFIG, exits=None).build(jax.random.key(0))),
             "Decoder.exits is None; self-speculation needs a model that was trained with exits",
