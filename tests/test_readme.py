@@ -57,7 +57,7 @@ def test_readme_command_is_understood(command: str, tmp_path: Path, monkeypatch:
     (tmp_path / "my_recipe.py").write_text(BLOCKS[0])
     (tmp_path / "experiments").symlink_to(Path(__file__).parents[1] / "experiments")
     arguments = shlex.split(command)[1:]
-    assert type(cli.parse(arguments)).__name__.lower() == arguments[0]
+    assert type(cli.parse(arguments)).__name__.lower().startswith(arguments[0])  # or its variant for a classifier
 
 
 def test_readme_tree_names_files_that_exist() -> None:
