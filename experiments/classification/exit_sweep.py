@@ -4,7 +4,6 @@ FLOPs and time of every threshold on the test split.
 Letters: n examples, N exits, J thresholds.
 """
 
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -32,6 +31,7 @@ from ...kernels.flops import count_flops
 from ...models import ClassifierModel, with_layers
 from ...models.staged import staged, whole
 from ..data.examples import Examples
+from .timing import answers_of, equal_calls, timed
 
 RISK = "share of answers wrong only because they were early"
 UNIT = "examples"
@@ -169,16 +169,17 @@ def sweep(
         return lambda: run_with_exits(stages, examples.inputs, confidence, policy, buckets)
 
     plain = {"full model": model, **dict(others)}
-    arms: dict[Any, Callable[[], Any]] = {name: _plain(each, examples, buckets) for name, each in plain.items()}
+    arms: dict[Any, Callable[[], Any]] = {
+        name: answers_of(whole(each), examples, buckets) for name, each in plain.items()
+    }
     arms |= {threshold: early(threshold) for threshold in wanted}
-    answers = {name: arm() for name, arm in arms.items()}
-    seconds = _timed(arms, rounds)
+    answers, seconds = timed(arms, rounds)
     count = len(examples.labels)
 
     def plain_point(name: str, of: ClassifierModel) -> ClassifierPoint:
         flops, layers = plain_flops(of), float(of.config.layers)
         accuracy = float((answers[name] == examples.labels).mean())
-        padded = flops * sum(map(len, _calls(examples, buckets))) / count
+        padded = flops * sum(map(len, equal_calls(examples, buckets))) / count
         return ClassifierPoint(name, accuracy, layers, flops, padded, seconds[name] / count, (layers,) * QUARTERS)
 
     points = []
@@ -233,7 +234,7 @@ def at_exits(model: ClassifierModel, examples: Examples, confidence: Confidence,
             scores.append(score)
         return output.logits, jnp.stack(scores)
 
-    parts = [ask(state, inputs) for inputs in _calls(examples, buckets)]
+    parts = [ask(state, inputs) for inputs in equal_calls(examples, buckets)]
     logits, scores = (np.concatenate([np.asarray(p) for p in part], axis=1) for part in zip(*parts, strict=True))
     logits, scores = logits[:, : len(examples.labels)], scores[:, : len(examples.labels)]
     nats = -np.asarray(jax.nn.log_softmax(logits[-1]))[np.arange(len(examples.labels)), examples.labels]
@@ -276,33 +277,3 @@ def _counted(jaxpr: Any) -> float:
 
 def _single(guarantee: Guarantee) -> list[float]:
     return [] if guarantee.threshold is None else [float(guarantee.threshold)]  # pyright: ignore[reportArgumentType]
-
-
-def _calls(examples: Examples, buckets: Buckets) -> list[np.ndarray]:
-    """All inputs in calls of one size, the last filled up with its first row."""
-    size = buckets.size(min(len(examples.labels), buckets.largest))
-    parts = [examples.inputs[start : start + size] for start in range(0, len(examples.labels), size)]
-    parts[-1] = np.concatenate([parts[-1], np.repeat(parts[-1][:1], size - len(parts[-1]), axis=0)])
-    return parts
-
-
-def _plain(model: ClassifierModel, examples: Examples, buckets: Buckets) -> Callable[[], Int[np.ndarray, " n"]]:
-    """Answers to all examples by the last exit, in calls of the largest bucket."""
-    run, calls = whole(model), _calls(examples, buckets)
-
-    def answer() -> Int[np.ndarray, " n"]:
-        logits = [run(jnp.asarray(inputs)) for inputs in calls]
-        return np.concatenate([np.asarray(each) for each in logits]).argmax(axis=1)[: len(examples.labels)]
-
-    return answer
-
-
-def _timed(arms: dict[Any, Callable[[], Any]], rounds: int) -> dict[Any, float]:
-    """Median seconds of each, in turn."""
-    seconds: dict[Any, list[float]] = {name: [] for name in arms}
-    for _ in range(rounds):
-        for name, arm in arms.items():
-            begin = time.perf_counter()
-            arm()
-            seconds[name].append(time.perf_counter() - begin)
-    return {name: statistics.median(values) for name, values in seconds.items()}

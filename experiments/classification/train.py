@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from flax import nnx
 from rich.console import Console
 
-from ...models import Layout
+from ...models import ClassifierModel, Layout
 from ..data.examples import Examples, choosing_half, evaluation_batches
 from ..data.pipeline import shuffled_examples
 from ..experiment import FREE_FIELDS
@@ -171,3 +172,8 @@ def load_classifier(path: Place, step: int | None = None) -> TrainedClassifier:
         step = checkpoints.best_step() if step is None else step
         weights, step = checkpoints.restore_part({"params": abstract.params, "variables": abstract.variables}, step)
     return TrainedClassifier(experiment, trainer, abstract._replace(**weights), step, directory.path)
+
+
+def model_of(trained: TrainedClassifier) -> ClassifierModel:
+    """The model of a run."""
+    return nnx.merge(trained.trainer.graph, trained.state.params, trained.state.variables)

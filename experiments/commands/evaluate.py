@@ -13,6 +13,7 @@ from ..data import Source, TextFiles, concatenated, document_text, held_out, lea
 from ..experiment import Experiment
 from ..run_directory import RunDirectory
 from ..training.restore import Trained
+from .cascade_option import CascadeOptions
 from .evaluate_classifier import evaluate_classifier
 from .model_option import ModelOptions
 from .sweep_thresholds import SweepOptions, sweep_thresholds
@@ -51,12 +52,22 @@ class Evaluate(ModelOptions):
     """Of a classifier: answer at the first exit whose confidence (the gap between the best two classes) reaches this
     threshold, 0 to 1, or "calibrated" for the one that --sweep thresholds found. None: every exit by itself."""
 
+    cascade: CascadeOptions = CascadeOptions()
+
     def run(self, console: Console) -> int:
         run = None if self.model is not None else find_run(self.run_dir, console)
         if run is not None and isinstance(RunDirectory.load(run).config, ClassificationExperiment):
             self._check_classifier()
-            sweeping = None if self.sweep is None else self.sweeping
-            return evaluate_classifier(run, self.checkpoint, self.early_exit, sweeping, console)
+            return evaluate_classifier(
+                run,
+                self.checkpoint,
+                console,
+                early_exit=self.early_exit,
+                options=None if self.sweep is None else self.sweeping,
+                cascade=self.cascade if self.cascade.behind else None,
+            )
+        if self.cascade.behind:
+            raise ValueError(f"cascade.behind is {list(map(str, self.cascade.behind))}; only classifiers take it")
         if self.early_exit is not None:
             raise ValueError(
                 f"early_exit is {self.early_exit!r}; of a language model dynamoe generate --early-exit answers early, "
@@ -82,8 +93,10 @@ class Evaluate(ModelOptions):
         for name in ("text", "separator", "max_bytes", "batch_size", "sequence_length", "tokenizer"):
             if getattr(self, name):
                 raise ValueError(f"{name} is {getattr(self, name)}; the run is a classifier's, which has none")
-        if self.sweep is not None and self.early_exit is not None:
-            raise ValueError(f"early_exit is {self.early_exit!r} and sweep {self.sweep!r}; give one of them")
+        asked = {"sweep": self.sweep, "early_exit": self.early_exit, "cascade.behind": self.cascade.behind}
+        given = [f"{name} is {value!r}" for name, value in asked.items() if value]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)}; give one of them")
 
     def _sizes(self, experiment: Experiment) -> dict[str, int]:
         length = experiment.sequence_length if self.sequence_length is None else self.sequence_length

@@ -3,19 +3,19 @@
 from pathlib import Path
 
 import numpy as np
-from flax import nnx
 from rich.console import Console
 
 from ...dynamic import Buckets, Constant, Guarantee, Thresholds, Top2Gap
 from ...models import ClassifierModel
 from ..classification.exit_plot import plot_classifier_sweep
 from ..classification.exit_sweep import ClassifierSweep, answer_early, calibrate, policy_record, sweep
-from ..classification.train import TrainedClassifier, accuracies, load_classifier
+from ..classification.train import TrainedClassifier, accuracies, load_classifier, model_of
 from ..data.examples import calibration_half
 from ..files import write_atomically
 from ..page import Table
 from ..places import Place
 from ..tables import for_terminal
+from .cascade_option import CascadeOptions, run_cascade
 from .early_exit_option import CALIBRATED, GUARANTEE, threshold_of
 from .sweep_thresholds import PICTURE, THRESHOLDS, SweepOptions
 
@@ -24,16 +24,23 @@ ROUNDS = 5
 
 
 def evaluate_classifier(
-    run: Place, checkpoint: int | None, early_exit: str | None, options: SweepOptions | None, console: Console
+    run: Place,
+    checkpoint: int | None,
+    console: Console,
+    *,
+    early_exit: str | None = None,
+    options: SweepOptions | None = None,
+    cascade: CascadeOptions | None = None,
 ) -> int:
     """Measure a classifier on its test split.
 
     Args:
         run: its directory.
         checkpoint: which; None: the best.
+        console: where to print.
         early_exit: a threshold, or "calibrated"; None: every exit by itself.
         options: of a sweep; None: none is asked for.
-        console: where to print.
+        cascade: of a cascade that begins with this model; None: none is asked for.
 
     Raises:
         ValueError: the model has no exits, too few examples for the guarantee, or the guarantee is for other answers.
@@ -41,6 +48,8 @@ def evaluate_classifier(
     trained = load_classifier(run, checkpoint)
     if options is not None:
         return _sweep(trained, options, console)
+    if cascade is not None:
+        return run_cascade(trained, cascade, BUCKETS, ROUNDS, console)
     test = trained.experiment.source.examples("test")
     if early_exit is None:
         said = accuracies(trained.experiment, trained.trainer, trained.state, test).said
@@ -57,11 +66,6 @@ def evaluate_classifier(
         highlight=False,
     )
     return 0
-
-
-def model_of(trained: TrainedClassifier) -> ClassifierModel:
-    """The model of a run."""
-    return nnx.merge(trained.trainer.graph, trained.state.params, trained.state.variables)
 
 
 def _thresholds(text: str, model: ClassifierModel, run: Place) -> Thresholds:

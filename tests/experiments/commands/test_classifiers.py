@@ -70,7 +70,7 @@ def test_a_classifier_is_swept_calibrated_and_answers_by_its_guarantee(
     [
         (("evaluate", "--early-exit", "2"), "early_exit is '2'; it must be a threshold from 0 to 1, or 'calibrated'"),
         (("evaluate", "--text", "x.txt"), "text is .*; the run is a classifier's, which has none"),
-        (("evaluate", "--sweep", "thresholds", "--early-exit", "0.5"), "early_exit is '0.5' and sweep 'thresholds'"),
+        (("evaluate", "--sweep", "thresholds", "--early-exit", "0.5"), "sweep is 'thresholds' and early_exit is '0.5'"),
         (
             ("evaluate", "--sweep", "thresholds", "--sweeping.delta", "0.001"),
             "losses has 150 units; delta = 0.001 with epsilon = 0.05 needs at least",
@@ -85,6 +85,48 @@ def test_refuses_with_the_name_and_what_is_allowed(
     assert status == 1 and re.match(f"dynamoe: error: {message}", errors), errors
 
 
+@pytest.fixture
+def small(dynamoe: Dynamoe, recipe: Path) -> Path:
+    """The run of one layer without exits."""
+    file, path = recipe.with_name("small_digits.py"), recipe.with_name("small")
+    if not path.exists():
+        file.write_text(RECIPE.replace("layers=2", "layers=1").replace(", exits=Exits(after=(1,))", ""))
+        status, _, errors = dynamoe("train", file, "--run-dir", path)
+        assert (status, errors) == (0, ""), errors
+    return path
+
+
+def test_a_cascade_asks_the_small_model_first(dynamoe: Dynamoe, run: Path, small: Path) -> None:
+    behind, levels = ("--cascade.behind", run), ("--cascade.delta", "0.5")
+    status, output, errors = dynamoe("evaluate", "--run-dir", small, *behind, *levels)
+    assert (status, errors) == (0, ""), errors
+    assert re.search(r"small +│ +\d+\.\d\d% │ 0\.\d+ │", output) and re.search(r"run +│ +\d+\.\d\d% │ 1\.000 │", output)
+    assert "choosing between the two by chance gives" in output and "only because a smaller model gave them" in output
+    guarantee = json.loads((small / "cascade.json").read_text())
+    assert guarantee["n"] == 150 and guarantee["policy"]["confidence"]["models"] == ["small", "run"]
+    prices = ("--cascade.unit", "money", "--cascade.prices", "1", "4")
+    status, output, errors = dynamoe("evaluate", "--run-dir", small, *behind, *levels, *prices)
+    assert (status, errors) == (0, "") and re.search(r"small +│ +\d+\.\d\d% │ 0\.250 │", output), errors
+
+
+@pytest.mark.parametrize(
+    ("first", "options", "message"),
+    [
+        ("run", ("--cascade.behind", "small"), r"Cascade.models cost \[.*\] FLOPs; costs must ascend"),
+        ("small", ("--cascade.behind", "run", "--cascade.unit", "money"), "money takes one of each of 2 models"),
+        ("small", ("--cascade.behind", "run", "--early-exit", "0.5"), "early_exit is '0.5' and cascade.behind is"),
+        ("small", ("--cascade.behind", "run", "--cascade.delta", "0"), "delta is 0"),
+    ],
+)
+def test_a_cascade_refuses_with_the_name(
+    dynamoe: Dynamoe, run: Path, small: Path, first: str, options: tuple[str, ...], message: str
+) -> None:
+    runs = {"run": run, "small": small}
+    arguments = (str(runs.get(option, option)) for option in options)
+    status, _, errors = dynamoe("evaluate", "--run-dir", runs[first], *arguments)
+    assert status == 1 and re.search(message, errors), errors
+
+
 def test_nothing_is_calibrated_before_a_sweep(dynamoe: Dynamoe, run: Path) -> None:
     (run / "early_exit.json").unlink(missing_ok=True)
     status, _, errors = dynamoe("evaluate", "--run-dir", run, "--early-exit", "calibrated")
@@ -97,6 +139,8 @@ def test_a_language_model_answers_early_in_generate(dynamoe: Dynamoe, beside: An
     levels = ("--sweep", "thresholds", "--sweeping.beside", beside.run)
     status, _, errors = dynamoe("evaluate", "--run-dir", beside.run, *levels)
     assert status == 1 and "only a classifier's sweep takes other runs" in errors
+    status, _, errors = dynamoe("evaluate", "--run-dir", beside.run, "--cascade.behind", beside.run)
+    assert status == 1 and "only classifiers take it" in errors
 
 
 def test_a_plan_takes_no_classifier(dynamoe: Dynamoe, recipe: Path) -> None:

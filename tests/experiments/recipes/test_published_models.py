@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dynamoe.experiments.data import HuggingFace, HuggingFaceTokenizer
+from dynamoe.experiments.experiment import Experiment
 from dynamoe.experiments.optimizers import AdamW
 from dynamoe.experiments.planning.published import PUBLISHED, RECIPES
 from dynamoe.experiments.planning.target import find_target
@@ -56,7 +57,8 @@ def test_recipes_of_one_model_differ_in_what_depends_on_the_devices_alone():
 
 
 def test_every_recipe_that_is_not_the_standard_librarys_is_compiled_each_night():
-    assert {path.stem for path in RECIPES.glob("[!_]*.py") if not path.stem.startswith("standard_")} == set(PUBLISHED)
+    names = {path.stem for path in RECIPES.glob("[!_]*.py") if not path.stem.startswith("standard_")}
+    assert {name for name in names if isinstance(call_recipe(RECIPES / f"{name}.py"), Experiment)} == set(PUBLISHED)
 
 
 def test_the_commands_of_a_recipes_header_name_its_file_and_devices():
