@@ -18,7 +18,9 @@ from ..models import DecoderLM, negative_log_likelihood, with_layers
 from ..models.accounting import count_parts
 from ..models.generation import EarlyExitEngine, Engine, Request, Sampler
 from .data import HeldOut, target_mask
+from .experiment import Experiment
 from .scoring import Pair, score
+from .training.restore import model_as_trained
 
 QUARTERS = 4
 """Parts of equal size that prompts are sorted into by how hard the full model finds their text."""
@@ -41,6 +43,8 @@ class Point(NamedTuple):
     """Of held-out text, each token at the exit where it leaves; later tokens see what the full model shows them."""
     by_difficulty: tuple[float, ...]
     """Seconds per token of the easiest to the hardest quarter of the prompts."""
+    name: str = "full model"
+    """Of a point that is no threshold."""
 
 
 class Sweep(NamedTuple):
@@ -51,6 +55,8 @@ class Sweep(NamedTuple):
     """Disagreement of each prompt at each threshold, for calibration."""
     layers: Float[np.ndarray, "n J"]
     """Mean depth of each prompt."""
+    others: list[Point] = []
+    """Other models, by their fastest decoder."""
 
 
 def policy_record(model: DecoderLM, policy: EarlyExit, sampler: Sampler) -> Policy:
@@ -74,6 +80,7 @@ def sweep(
     *,
     thresholds: Sequence[float],
     tokens: int,
+    others: Sequence[tuple[str, DecoderLM]] = (),
 ) -> Sweep:
     """Answer all prompts greedily, one at a time, at each threshold.
 
@@ -85,14 +92,23 @@ def sweep(
         text: that bits per byte are measured on.
         thresholds: descending: the safest first.
         tokens: of each answer.
+        others: models to compare with, by name: shallower ones of the same tokenizer.
     """
     longest = max(map(len, prompts)) + tokens
     quarters = np.array_split(np.argsort(difficulty, kind="stable"), QUARTERS)
     full, full_seconds, _ = _answers(Engine(model, rows=1, slots=longest), prompts, tokens)
-    depth, costs = float(model.config.layers), exit_flops(model, longest)
-    whole = count_parts(dataclasses.replace(model.config, exits=None), longest)[-1].flops
-    bits = exit_bits(model, policy, text, [None, *thresholds])
-    points = [Point(None, depth, whole, full_seconds.mean(), 0.0, bits[0], _means(full_seconds, quarters))]
+    costs, bits = exit_flops(model, longest), exit_bits(model, policy, text, [None, *thresholds])
+
+    def plain(name: str, of: DecoderLM, answers: np.ndarray, seconds: np.ndarray, bits: float) -> Point:
+        flops = count_parts(dataclasses.replace(of.config, exits=None), longest)[-1].flops
+        apart = float(disagreement(answers, full).mean())
+        by_difficulty = _means(seconds, quarters)
+        return Point(None, float(of.config.layers), flops, seconds.mean(), apart, bits, by_difficulty, name)
+
+    points, beside = [plain("full model", model, full, full_seconds, bits[0])], []
+    for name, other in others:
+        answers, seconds, _ = _answers(Engine(other, rows=1, slots=longest), prompts, tokens)
+        beside.append(plain(name, other, answers, seconds, last_bits(other, text)))
     losses, layers = [], []
     for threshold, value in zip(thresholds, bits[1:], strict=True):
         chosen = dataclasses.replace(policy, thresholds=Constant(threshold=threshold))
@@ -114,7 +130,7 @@ def sweep(
                 _means(seconds, quarters),
             )
         )
-    return Sweep(points, np.stack(losses, axis=1), np.stack(layers, axis=1))
+    return Sweep(points, np.stack(losses, axis=1), np.stack(layers, axis=1), beside)
 
 
 def prompt_nats(
@@ -166,6 +182,12 @@ def exit_bits(model: DecoderLM, policy: EarlyExit, text: HeldOut, thresholds: Se
             exit = np.where(sure.any(axis=0), sure.argmax(axis=0), len(losses) - 1)
             totals[place] += np.take_along_axis(losses, exit[None], axis=0)[0][mask].sum()
     return (totals / np.log(2) / text.bytes).tolist()
+
+
+def last_bits(model: DecoderLM, text: HeldOut) -> float:
+    """Bits per byte of the last exit."""
+    trained = model_as_trained(Experiment(model=model.config), model, 0)
+    return trained.bits_per_byte(text)
 
 
 def _answers(

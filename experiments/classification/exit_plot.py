@@ -3,7 +3,7 @@ difficulty."""
 
 from typing import Any
 
-from ..exit_plots import QUARTERS
+from ..exit_plots import QUARTERS, mark_others
 from ..places import Place
 from ..plot_style import COLOURS, DASHED, QUIET, colours, drawing, entitle
 from .exit_sweep import ClassifierSweep
@@ -36,9 +36,6 @@ def _curve(axes: Any, found: ClassifierSweep, cost: str, label: str) -> None:
     costs = [getattr(point, cost) / full for point in found.points]
     axes.plot(costs, [point.accuracy for point in found.points], "o-", color=COLOURS[0], markersize=3)
     axes.axhline(found.full.accuracy, color=QUIET, linestyle=DASHED, linewidth=0.8)
-    for other in found.others:
-        place = (getattr(other, cost) / full, other.accuracy)
-        axes.plot(*place, "x", color=COLOURS[1], markersize=6)
-        axes.annotate(other.name, place, textcoords="offset points", xytext=(5, -8), fontsize=7, color=QUIET)
+    mark_others(axes, [(other.name, getattr(other, cost) / full, other.accuracy) for other in found.others])
     axes.set_xlabel(label)
     axes.set_ylabel("accuracy")

@@ -7,7 +7,7 @@ import numpy as np
 from rich.console import Console
 
 from ...dynamic import EarlyExit, Guarantee, NeverExit, learn_then_test, units_needed
-from ...models import with_layers
+from ...models import DecoderLM, with_layers
 from ...models.generation import Greedy
 from ..data import HeldOut
 from ..exit_plots import plot_sweep
@@ -16,7 +16,7 @@ from ..files import write_atomically
 from ..page import Table
 from ..places import Place
 from ..tables import for_terminal
-from ..training.restore import Trained
+from ..training.restore import Trained, load_trained
 from .early_exit_option import GUARANTEE, SKIPPED, Skipped
 from .place_option import PlaceOption
 
@@ -46,7 +46,7 @@ class SweepOptions:
     seed: int = 0
     """Of the places of the prompts."""
     beside: tuple[PlaceOption, ...] = ()
-    """Of a classifier: other classifiers' runs to measure beside it, such as a smaller one without exits."""
+    """Other runs to measure beside it, such as a shallower model without exits that saw as much."""
 
     def __post_init__(self):
         for name in ("prompts", "prompt_tokens", "answer_tokens"):
@@ -60,8 +60,6 @@ def sweep_thresholds(trained: Trained, text: HeldOut, options: SweepOptions, con
     Raises:
         ValueError: the model has no exits; there are too few prompts for the guarantee, or too little text for them.
     """
-    if options.beside:
-        raise ValueError(f"beside is {list(map(str, options.beside))}; only a classifier's sweep takes other runs")
     model = with_layers(trained.model, stacked=False)
     if model.config.exits is None:
         raise ValueError("Decoder.exits of the model is None; a sweep of thresholds needs a model trained with exits")
@@ -73,7 +71,16 @@ def sweep_thresholds(trained: Trained, text: HeldOut, options: SweepOptions, con
     policy = EarlyExit(thresholds=NeverExit(), skipped=SKIPPED[options.skipped_layers])
     prompts, answers = cut_prompts(text, options)
     difficulty = prompt_nats(model, prompts, answers)
-    found = sweep(model, policy, prompts, difficulty, text, thresholds=THRESHOLDS, tokens=options.answer_tokens)
+    found = sweep(
+        model,
+        policy,
+        prompts,
+        difficulty,
+        text,
+        thresholds=THRESHOLDS,
+        tokens=options.answer_tokens,
+        others=[(Path(str(run)).name, _other(run, trained)) for run in options.beside],
+    )
     console.print(for_terminal(sweep_table(found, options)))
     record = policy_record(model, policy, Greedy())
     guarantee = learn_then_test(
@@ -94,6 +101,16 @@ def sweep_thresholds(trained: Trained, text: HeldOut, options: SweepOptions, con
     return 0
 
 
+def _other(run: Place, trained: Trained) -> DecoderLM:
+    other = load_trained(run)
+    if other.experiment.tokenizer != trained.experiment.tokenizer:
+        raise ValueError(
+            f"sweeping.beside: {run} has the tokenizer {other.experiment.tokenizer}; it must have "
+            f"{trained.experiment.tokenizer}, as the run that is swept"
+        )
+    return with_layers(other.model, stacked=False)
+
+
 def cut_prompts(text: HeldOut, options: SweepOptions) -> tuple[list[list[int]], list[list[int]]]:
     """Prompts, and the text that follows each, which says how hard it is."""
     rows = [(row[:-1], kept[:-1] > 0) for each in text.batches for row, kept in zip(*each[:2], strict=True)]
@@ -111,7 +128,7 @@ def sweep_table(found: Sweep, options: SweepOptions) -> Table:
     full = found.points[0]
     rows = [
         (
-            "full model" if point.threshold is None else f"{point.threshold:g}",
+            point.name if point.threshold is None else f"{point.threshold:g}",
             f"{point.layers:.2f}",
             f"{point.flops / full.flops:.2f}",
             f"{point.seconds / full.seconds:.2f}",
@@ -119,7 +136,7 @@ def sweep_table(found: Sweep, options: SweepOptions) -> Table:
             f"{point.bits_per_byte:.4f}",
             " ".join(f"{seconds * 1e3:.2f}" for seconds in point.by_difficulty),
         )
-        for point in found.points
+        for point in [full, *found.others, *found.points[1:]]
     ]
     columns = ("threshold", "layers", "FLOPs", "time", "disagreement", "bits per byte", "ms by difficulty")
     caption = (

@@ -136,9 +136,6 @@ def test_nothing_is_calibrated_before_a_sweep(dynamoe: Dynamoe, run: Path) -> No
 def test_a_language_model_answers_early_in_generate(dynamoe: Dynamoe, beside: Any) -> None:
     status, _, errors = dynamoe("evaluate", "--run-dir", beside.run, "--early-exit", "0.5")
     assert status == 1 and "dynamoe generate --early-exit answers early" in errors
-    levels = ("--sweep", "thresholds", "--sweeping.beside", beside.run)
-    status, _, errors = dynamoe("evaluate", "--run-dir", beside.run, *levels)
-    assert status == 1 and "only a classifier's sweep takes other runs" in errors
     status, _, errors = dynamoe("evaluate", "--run-dir", beside.run, "--cascade.behind", beside.run)
     assert status == 1 and "only classifiers take it" in errors
 

@@ -78,8 +78,12 @@ def test_a_run_is_swept_calibrated_and_generates_by_its_guarantee(
     monkeypatch.setattr(sweep_thresholds, "THRESHOLDS", (1.0, 0.0))
     options = ("--sweeping.prompts", "6", "--sweeping.prompt-tokens", "4", "--sweeping.answer-tokens", "3")
     levels = ("--sweeping.delta", "0.4", "--sweeping.epsilon", "0.3")
-    status, output, errors = dynamoe("evaluate", "--run-dir", run, "--sweep", "thresholds", *options, *levels)
+    beside = ("--sweeping.beside", run)
+    status, output, errors = dynamoe("evaluate", "--run-dir", run, "--sweep", "thresholds", *options, *levels, *beside)
     assert (status, errors) == (0, ""), errors
+    full, other = (re.search(rf"{name} +│ +3\.00 +│.*", output) for name in ("full model", "run"))
+    assert full is not None and other is not None
+    assert full[0].split("│")[4:6] == other[0].split("│")[4:6]  # itself: no token differs, the same bits per byte
     assert re.search(r"full model +│ +3\.00 +│ +1\.00", output) and "With probability at least 0.7 over" in output
     guarantee = json.loads((run / "early_exit.json").read_text())
     assert guarantee["n"] == 6 and guarantee["policy"]["exits"] == [1, 2, 3] and (run / "early_exit.png").is_file()
