@@ -16,6 +16,7 @@ from .cached_attention import cached_attention
 from .dot_product import dot_product_attention
 from .linear import added, linear
 from .norm import RMSNorm
+from .precision import wide
 from .rotary import RotaryScaling, rotate
 from .self_attention import CacheShape, SelfAttention
 from .sequence_blocks import by_blocks
@@ -145,7 +146,7 @@ class AttentionLayer(nnx.Module):
     ) -> Float[Array, "B S D"]:
         """Let the queries of x see the keys where `mask` is True; softmax in float32."""
         # Float32 in between, so that the gradients of keys and values are summed over the blocks in it.
-        keys, values = keys.astype(jnp.float32), values.astype(jnp.float32)
+        keys, values = keys.astype(wide(x)), values.astype(wide(x))
 
         def heads(query: jax.Array, mask: jax.Array) -> jax.Array:
             narrow_keys, narrow_values = keys.astype(x.dtype), values.astype(x.dtype)

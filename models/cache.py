@@ -54,8 +54,8 @@ class LayerCache(NamedTuple):
                 return jax.lax.dynamic_slice_in_dim(array, start, size, axis=2)
             shape = (1, array.shape[1], size, array.shape[3])
             if self.row.size == 1:
-                return jax.lax.dynamic_slice(array, (self.row.reshape(()), 0, start, 0), shape)
-            return jax.vmap(lambda row: jax.lax.dynamic_slice(array, (row, 0, start, 0), shape)[0])(self.row)
+                return jax.lax.dynamic_slice(array, _indices(self.row.reshape(()), 0, start, 0), shape)
+            return jax.vmap(lambda row: jax.lax.dynamic_slice(array, _indices(row, 0, start, 0), shape)[0])(self.row)
 
         return LayerCache(cut(self.keys), cut(self.values), cut(self.valid[:, None, :, None])[:, 0, :, 0])
 
@@ -133,9 +133,15 @@ def _put_within(array: jax.Array, new: jax.Array, row: jax.Array | int, start: j
     size = new.shape[2]
     first = jnp.minimum(start, array.shape[2] - size)
     shift = start - first
-    there = jax.lax.dynamic_slice(array, (row, 0, first, 0), new.shape)
+    place = _indices(row, 0, first, 0)
+    there = jax.lax.dynamic_slice(array, place, new.shape)
     if size > 1:
         double = jnp.concatenate([new, new], axis=2)
         new = jax.lax.dynamic_slice_in_dim(double, size - jnp.minimum(shift, size), size, axis=2)
     late = (jnp.arange(size) >= shift)[None, None, :, None]
-    return jax.lax.dynamic_update_slice(array, jnp.where(late, new, there), (row, 0, first, 0))
+    return jax.lax.dynamic_update_slice(array, jnp.where(late, new, there), place)
+
+
+def _indices(*numbers: jax.Array | int) -> tuple[jax.Array, ...]:
+    """Of a slice, in one type: plain numbers would be of 64 bits where those are on."""
+    return tuple(jnp.asarray(number, jnp.int32) for number in numbers)

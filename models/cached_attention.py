@@ -13,9 +13,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from .cache import LayerCache
+from .precision import wide
 
 BLOCK = 128
 """Slots that are read at a time."""
@@ -24,7 +26,7 @@ TILE = 128
 
 
 class _Running(NamedTuple):
-    """Over the blocks so far, in float32."""
+    """Over the blocks so far, in float32 or wider."""
 
     sums: Float[Array, "B G Q W"]
     maximum: Float[Array, "B G Q"]
@@ -93,7 +95,7 @@ def _attend(
             seen = seen & (slot[None, None] > last[:, :, None] - window)
         return _with_block(running, queries, block, seen, scale)
 
-    running = _nothing_seen((rows, groups, per_group * length, cache.values.shape[3]), sinks)
+    running = _nothing_seen((rows, groups, per_group * length, cache.values.shape[3]), sinks, wide(query))
     if slots == size:
         running = visit(0, running)
     else:
@@ -108,14 +110,14 @@ _LOWEST = -1e30
 """Below every score; finite, so that a difference of two is none of two infinities."""
 
 
-def _nothing_seen(shape: tuple[int, int, int, int], sinks: Float[Array, " H"] | None) -> _Running:
+def _nothing_seen(shape: tuple[int, int, int, int], sinks: Float[Array, " H"] | None, dtype: DTypeLike) -> _Running:
     """Before the first block: a sink alone takes part, with weight 1 of its own score."""
-    sums = jnp.zeros(shape, jnp.float32)
+    sums = jnp.zeros(shape, dtype)
     if sinks is None:
-        return _Running(sums, jnp.full(shape[:3], _LOWEST, jnp.float32), jnp.zeros(shape[:3], jnp.float32))
+        return _Running(sums, jnp.full(shape[:3], _LOWEST, dtype), jnp.zeros(shape[:3], dtype))
     length = shape[2] * shape[1] // sinks.shape[0]
-    scores = jnp.repeat(sinks.astype(jnp.float32).reshape(shape[1], -1), length, axis=1)
-    return _Running(sums, jnp.broadcast_to(scores[None], shape[:3]), jnp.ones(shape[:3], jnp.float32))
+    scores = jnp.repeat(sinks.astype(dtype).reshape(shape[1], -1), length, axis=1)
+    return _Running(sums, jnp.broadcast_to(scores[None], shape[:3]), jnp.ones(shape[:3], dtype))
 
 
 def _with_block(
@@ -123,7 +125,7 @@ def _with_block(
 ) -> _Running:
     keys, values = block.keys.astype(queries.dtype), block.values.astype(queries.dtype)
     rows, groups, count, _ = queries.shape
-    scores = scale * jnp.einsum("bgqp,bgnp->bgqn", queries, keys, preferred_element_type=jnp.float32)
+    scores = scale * jnp.einsum("bgqp,bgnp->bgqn", queries, keys, preferred_element_type=wide(queries))
     seen = jnp.broadcast_to(seen[:, None, None], (rows, groups, count // seen.shape[1], *seen.shape[1:]))
     seen = seen.reshape(scores.shape)
     scores = jnp.where(seen, scores, _LOWEST)
@@ -131,5 +133,5 @@ def _with_block(
     # Masked again: where a query has seen nothing yet, the maximum is the lowest too and their difference 0.
     weights = jnp.where(seen, jnp.exp(scores - maximum[..., None]), 0.0)
     kept = jnp.exp(running.maximum - maximum)
-    new = jnp.einsum("bgqn,bgnw->bgqw", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
+    new = jnp.einsum("bgqn,bgnw->bgqw", weights.astype(values.dtype), values, preferred_element_type=wide(queries))
     return _Running(running.sums * kept[..., None] + new, maximum, running.total * kept + weights.sum(axis=-1))

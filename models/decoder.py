@@ -36,6 +36,7 @@ from .layer_stack import (
 from .layers import build_segments
 from .linear import linear, look_up
 from .norm import RMSNorm
+from .precision import wide
 from .self_attention import AttentionPattern, SelfAttention
 from .sharding import Layout
 
@@ -66,8 +67,9 @@ class Decoder:
     """Factor on what each attention and each feed-forward network adds (Granite's residual_multiplier)."""
     logit_scale: float = 1.0
     """Factor on the logits (1 / Granite's logits_scaling)."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Dtype of activations and of weights in use. Parameters, norms, softmax and routing stay in float32."""
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    """Dtype of activations and of weights in use. Parameters, norms, softmax and routing stay in float32; with float64,
+    which dense layers take to check others by, norms and softmax follow, and `jax_enable_x64` has to be on."""
     remat: bool = False
     """Recompute each layer's activations in the backward pass instead of keeping them."""
     loss_block: int | None = None
@@ -85,8 +87,10 @@ class Decoder:
                 raise ValueError(f"Decoder.{name} is {getattr(self, name)}; it must be at least 1")
         if self.loss_block is not None and self.loss_block < 1:
             raise ValueError(f"Decoder.loss_block is {self.loss_block}; it must be at least 1, or None")
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"Decoder.dtype is {self.dtype!r}; allowed are 'float32' and 'bfloat16'")
+        if self.dtype not in ("float32", "bfloat16", "float64"):
+            raise ValueError(f"Decoder.dtype is {self.dtype!r}; allowed are 'float32', 'bfloat16' and 'float64'")
+        if jax.dtypes.canonicalize_dtype(self.dtype) != jnp.dtype(self.dtype):
+            raise ValueError("Decoder.dtype is 'float64', which JAX knows only with jax_enable_x64: JAX_ENABLE_X64=1")
         if not self.norm_epsilon >= 0:
             raise ValueError(f"Decoder.norm_epsilon is {self.norm_epsilon}; it must be at least 0")
         for name in ("embedding_scale", "residual_scale", "logit_scale"):
@@ -189,7 +193,7 @@ class DecoderLM(nnx.Module):
         norm, kernel = own_parts(self, exit)
         if kernel is None:
             kernel = self.embedding[...].T if self.config.tied else self.head_kernel[...]
-        logits = linear(norm(x), kernel, dtype=jnp.float32)
+        logits = linear(norm(x), kernel, dtype=wide(x))
         return logits if self.config.logit_scale == 1 else self.config.logit_scale * logits
 
     def __call__(

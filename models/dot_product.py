@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from .precision import wide
+
 
 def dot_product_attention(
     query: Float[Array, "B S H P"],
@@ -34,13 +36,13 @@ def dot_product_attention(
     groups = keys.shape[2]
     grouped = query.reshape(batch, length, groups, heads // groups, width)
     factor = width**-0.5 if scale is None else scale
-    scores = factor * jnp.einsum("bsgrp,bngp->bgrsn", grouped, keys, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    scores = factor * jnp.einsum("bsgrp,bngp->bgrsn", grouped, keys, preferred_element_type=wide(query))
+    scores = jnp.where(mask[:, None, None], scores, jnp.finfo(scores.dtype).min)
     if sinks is None:
         weights = jax.nn.softmax(scores, axis=-1)
     else:
-        column = sinks.astype(jnp.float32).reshape(1, groups, heads // groups, 1, 1)
+        column = sinks.astype(scores.dtype).reshape(1, groups, heads // groups, 1, 1)
         column = jnp.broadcast_to(column, (*scores.shape[:-1], 1))
         weights = jax.nn.softmax(jnp.concatenate([scores, column], axis=-1), axis=-1)[..., :-1]
-    mixed = jnp.einsum("bgrsn,bngw->bsgrw", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
+    mixed = jnp.einsum("bgrsn,bngw->bsgrw", weights.astype(values.dtype), values, preferred_element_type=wide(query))
     return mixed.astype(query.dtype).reshape(batch, length, heads, values.shape[-1])

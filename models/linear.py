@@ -20,6 +20,8 @@ from .packed import PackedKernel, PackedTable, packed_linear, packed_look_up
 FEW = range(2, 9)
 """Rows of a product that XLA on CPU is slow for: one it reads the weights as fast as memory gives them, for more it
 packs them."""
+FEW_TYPES = (jnp.float32, jnp.bfloat16)
+"""That the C++ multiplies."""
 
 
 def linear(
@@ -46,8 +48,8 @@ def linear(
     tokens = x.reshape(math.prod(batch), math.prod(into))
     weight = kernel.astype(x.dtype).reshape(math.prod(into), math.prod(out))
     product = None
-    if len(tokens) in FEW and kernel.dtype == x.dtype and dtype in (None, x.dtype) and platform() == "cpu":
-        product = _few_rows(tokens, weight)
+    if len(tokens) in FEW and x.dtype in FEW_TYPES and kernel.dtype == x.dtype and dtype in (None, x.dtype):
+        product = _few_rows(tokens, weight) if platform() == "cpu" else None
     if product is None:
         product = jax.lax.dot(tokens, weight, preferred_element_type=dtype)
     return product.reshape(*batch, *out)

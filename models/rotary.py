@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from .precision import wide
+
 
 @dataclass(frozen=True, kw_only=True)
 class RotaryScaling(abc.ABC):
@@ -154,15 +156,16 @@ def plain_frequencies(theta: float, width: int) -> np.ndarray:
 def rotate(
     x: Float[Array, "B S N P"], positions: Int[Array, "B S"], theta: float, scaling: RotaryScaling | None = None
 ) -> Float[Array, "B S N P"]:
-    """Turn each head by its position, in Llama's layout: the pairs are numbers i and i + P/2. Computed in float32."""
+    """Turn each head by its position, in Llama's layout: the pairs are numbers i and i + P/2. Computed in float32 or
+    wider."""
     half = x.shape[-1] // 2
     plain = _constant(plain_frequencies(theta, x.shape[-1]))
     frequency = plain if scaling is None else scaling.frequencies(theta, x.shape[-1], positions)
-    frequency = jnp.broadcast_to(frequency, (positions.shape[0], half))
-    angle = jnp.einsum("bs,bf->bsf", positions.astype(jnp.float32), frequency)[:, :, None, :]
+    frequency = jnp.broadcast_to(frequency, (positions.shape[0], half)).astype(wide(x))
+    angle = jnp.einsum("bs,bf->bsf", positions.astype(frequency.dtype), frequency)[:, :, None, :]
     magnitude = 1.0 if scaling is None else scaling.magnitude
     cosine, sine = magnitude * jnp.cos(angle), magnitude * jnp.sin(angle)
-    first, second = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
+    first, second = x[..., :half].astype(wide(x)), x[..., half:].astype(wide(x))
     return jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1).astype(x.dtype)
 
 

@@ -1,0 +1,10 @@
+"""In what dtype sums, norms and softmax run: float32, and float64 where the activations have it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def wide(x: jax.Array) -> np.dtype:
+    """The dtype of sums over activations x: at least float32."""
+    return jnp.promote_types(x.dtype, jnp.float32)
