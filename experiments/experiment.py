@@ -11,15 +11,9 @@ FREE_FIELDS = ("mesh", "rules", "evaluate_every", "checkpoint_every", "log_every
 
 
 @dataclass(frozen=True, kw_only=True)
-class Experiment:
-    """One training run, whole: the same experiment and versions give the same numbers."""
+class TrainingRun:
+    """What every training run has, whatever it learns."""
 
-    model: Decoder
-    """The language model."""
-    source: Source = StandardLibrary()
-    """The text."""
-    tokenizer: Tokenizer = Bytes()
-    """Makes token ids of text."""
     optimizer: TrainingRule = Muon()
     """Makes updates of gradients."""
     mesh: MeshShape = MeshShape()
@@ -29,17 +23,13 @@ class Experiment:
     steps: int = 1000
     """Optimizer steps of the whole run."""
     batch_size: int = 32
-    """Windows per step, over all devices and micro-batches."""
-    sequence_length: int = 128
-    """Tokens per window."""
+    """Windows of text or examples per step, over all devices and micro-batches."""
     gradient_accumulation: int = 1
     """Micro-batches that a batch is cut into, one after another, to save memory."""
     seed: int = 0
-    """Seed of parameters, data order and routing noise."""
+    """Seed of parameters, data order, routing noise and augmentation."""
     evaluate_every: int = 250
-    """Steps between two evaluations on held-out text; the last step is always evaluated."""
-    evaluation_bytes: int | None = 200_000
-    """How much held-out text an evaluation reads, in bytes, in whole documents; none: all of it."""
+    """Steps between two evaluations on held-out data; the last step is always evaluated."""
     checkpoint_every: int = 250
     """Steps between two checkpoints; the last step is always saved."""
     log_every: int = 10
@@ -50,8 +40,8 @@ class Experiment:
     """Best checkpoints to keep besides."""
 
     def __post_init__(self):
-        positive = ("steps", "batch_size", "sequence_length", "gradient_accumulation", "evaluate_every")
-        for name in (*positive, "checkpoint_every", "log_every", "keep_last"):
+        positive = ("steps", "batch_size", "gradient_accumulation", "evaluate_every", "checkpoint_every", "log_every")
+        for name in (*positive, "keep_last"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.keep_best < 0:
@@ -62,3 +52,24 @@ class Experiment:
             )
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed is {self.seed}; it must be from 0 to 2**32 - 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment(TrainingRun):
+    """One training run of a language model, whole: the same experiment and versions give the same numbers."""
+
+    model: Decoder
+    """The language model."""
+    source: Source = StandardLibrary()
+    """The text."""
+    tokenizer: Tokenizer = Bytes()
+    """Makes token ids of text."""
+    sequence_length: int = 128
+    """Tokens per window."""
+    evaluation_bytes: int | None = 200_000
+    """How much held-out text an evaluation reads, in bytes, in whole documents; none: all of it."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.sequence_length < 1:
+            raise ValueError(f"sequence_length is {self.sequence_length}; it must be at least 1")

@@ -2,15 +2,15 @@
 
 from dataclasses import dataclass
 
-from ...models import Classifier, MeshRules, MeshShape, TextClassifier, VisionTransformer
+from ...models import Classifier, TextClassifier, VisionTransformer
 from ..data.examples import LabelledSource
 from ..data.images import Digits
-from ..optimizers import Muon, TrainingRule
+from ..experiment import TrainingRun
 from .augmentation import Augmentation, NoChange
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassificationExperiment:
+class ClassificationExperiment(TrainingRun):
     """One training run of a classifier, whole: the same experiment and versions give the same numbers."""
 
     model: Classifier = VisionTransformer(image=(8, 8, 1), patch=2)
@@ -22,46 +22,15 @@ class ClassificationExperiment:
     label_smoothing: float = 0.0
     """Share of a label's probability that is spread over all classes: Szegedy et al. 2015,
     https://arxiv.org/abs/1512.00567."""
-    optimizer: TrainingRule = Muon()
-    """Makes updates of gradients."""
-    mesh: MeshShape = MeshShape()
-    """How the devices are laid out."""
-    rules: MeshRules = MeshRules()
-    """Which logical axes are split over which mesh axes."""
     steps: int = 500
     """Optimizer steps of the whole run."""
     batch_size: int = 64
     """Examples per step, over all devices and micro-batches."""
-    gradient_accumulation: int = 1
-    """Micro-batches that a batch is cut into, one after another, to save memory."""
-    seed: int = 0
-    """Seed of parameters, data order, augmentation and routing noise."""
-    evaluate_every: int = 250
-    """Steps between two evaluations on the validation split; the last step is always evaluated."""
-    checkpoint_every: int = 250
-    """Steps between two checkpoints; the last step is always saved."""
-    log_every: int = 10
-    """Steps between two lines of training metrics."""
-    keep_last: int = 3
-    """Newest checkpoints to keep."""
-    keep_best: int = 1
-    """Best checkpoints to keep besides."""
 
     def __post_init__(self):
-        positive = ("steps", "batch_size", "gradient_accumulation", "evaluate_every", "checkpoint_every", "log_every")
-        for name in (*positive, "keep_last"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.keep_best < 0:
-            raise ValueError(f"keep_best is {self.keep_best}; it must be at least 0")
-        if self.batch_size % self.gradient_accumulation:
-            raise ValueError(
-                f"gradient_accumulation is {self.gradient_accumulation}; it must divide batch_size={self.batch_size}"
-            )
+        super().__post_init__()
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing is {self.label_smoothing}; it must be at least 0 and below 1")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed is {self.seed}; it must be from 0 to 2**32 - 1")
 
 
 def check_fits(experiment: ClassificationExperiment) -> None:

@@ -4,12 +4,13 @@ import contextlib
 import math
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from rich.console import Console, RenderableType
 
+from ..experiment import TrainingRun
 from ..places import local_folder
 from ..run_directory import Metrics, RunDirectory
 from .checkpoints import Checkpoints
@@ -23,26 +24,6 @@ PROFILED_STEPS = range(5, 10)
 
 class NonFinite(ArithmeticError):
     """A loss or a gradient is not a finite number. The parameters were not touched."""
-
-
-@runtime_checkable
-class Schedule(Protocol):
-    """What the loop reads of an experiment; see `Experiment`."""
-
-    @property
-    def steps(self) -> int: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def evaluate_every(self) -> int: ...
-    @property
-    def checkpoint_every(self) -> int: ...
-    @property
-    def log_every(self) -> int: ...
-    @property
-    def keep_last(self) -> int: ...
-    @property
-    def keep_best(self) -> int: ...
 
 
 class Evaluation(NamedTuple):
@@ -73,7 +54,7 @@ def exit_status(interrupted: signal.Signals | None) -> int:
 
 
 def run_loop(
-    schedule: Schedule,
+    experiment: TrainingRun,
     directory: RunDirectory,
     trainer: Trainer,
     batches: Any,
@@ -91,7 +72,7 @@ def run_loop(
     """Run an experiment's steps in its directory, from its newest checkpoint on.
 
     Args:
-        schedule: the experiment.
+        experiment: its numbers of steps.
         directory: of the run, opened and not yet locked.
         trainer: its functions.
         batches: an endless iterator with `get_state` and `set_state`, this process's rows.
@@ -112,14 +93,14 @@ def run_loop(
     with (
         directory.lock() as check_lock,
         Checkpoints(
-            directory.checkpoints, keep_last=schedule.keep_last, keep_best=schedule.keep_best, metric=metric
+            directory.checkpoints, keep_last=experiment.keep_last, keep_best=experiment.keep_best, metric=metric
         ) as checkpoints,
     ):
         if checkpoints.latest_step() is not None:
             state, step = checkpoints.restore(trainer.abstract_state, batches)
             resume_step = step
         else:
-            state, step, resume_step = trainer.init(jnp.uint32(schedule.seed)), 0, None
+            state, step, resume_step = trainer.init(jnp.uint32(experiment.seed)), 0, None
             state = state if initial is None else state._replace(**initial)
             if on_first_start is not None:
                 on_first_start()
@@ -131,7 +112,7 @@ def run_loop(
                     console,
                     name=directory.path.name,
                     step=step,
-                    steps=schedule.steps,
+                    steps=experiment.steps,
                     unit=unit,
                     units_per_step=units_per_step,
                     quiet=not first,
@@ -141,14 +122,14 @@ def run_loop(
                 progress.note(note)
             if resume_step is not None:
                 progress.note(f"continuing {directory.path} at step {step}")
-            run = _Run(schedule, directory, trainer, evaluate, checkpoints, metrics, progress, profile)
+            run = _Run(experiment, directory, trainer, evaluate, checkpoints, metrics, progress, profile)
             return run.steps(state, step, batches)
 
 
 class _Run(NamedTuple):
     """Everything that a step of the loop touches besides the arrays."""
 
-    schedule: Schedule
+    experiment: TrainingRun
     directory: RunDirectory
     trainer: Trainer
     evaluate: Callable[[TrainState], Evaluation]
@@ -159,7 +140,7 @@ class _Run(NamedTuple):
 
     def steps(self, state: TrainState, step: int, batches: Any) -> Outcome:
         """Run the steps that are left. The metrics of a step are read while the next one runs."""
-        start, total, measured, pending = step, self.schedule.steps, None, None
+        start, total, measured, pending = step, self.experiment.steps, None, None
         with Interruption() as interruption, self._tracing() as trace:
             while step < total and not interruption.stops_before(step):
                 trace(step - start)
@@ -168,7 +149,7 @@ class _Run(NamedTuple):
                 self._check(pending)
                 pending = (step, outcome)
                 self.progress.stepped(step)
-                if self._due(step, self.schedule.evaluate_every) or self._due(step, self.schedule.checkpoint_every):
+                if self._due(step, self.experiment.evaluate_every) or self._due(step, self.experiment.checkpoint_every):
                     pending = self._check(pending)
                     measured = self._evaluate_and_save(state, step, batches)
             self._check(pending)
@@ -188,7 +169,7 @@ class _Run(NamedTuple):
         return Outcome(step, state, measured, self.progress.units_per_second, interruption.requested)
 
     def _due(self, step: int, every: int) -> bool:
-        return step == self.schedule.steps or step % every == 0
+        return step == self.experiment.steps or step % every == 0
 
     def _check(self, pending: tuple[int, dict[str, Any]] | None) -> None:
         """Stop at a non-finite step, log a finite one."""
@@ -197,7 +178,7 @@ class _Run(NamedTuple):
         step, outcome = pending
         if not bool(outcome["finite"]):
             raise NonFinite(self._non_finite(step, outcome))
-        if step == 1 or step % self.schedule.log_every == 0:
+        if step == 1 or step % self.experiment.log_every == 0:
             arrays = ("finite", "gradient_norms", ROUTERS)
             figures = {name: float(value) for name, value in outcome.items() if name not in arrays}
             self.progress.measured(step, figures["loss"])
@@ -224,8 +205,8 @@ class _Run(NamedTuple):
         )
 
     def _evaluate_and_save(self, state: TrainState, step: int, batches: Any) -> Mapping[str, float] | None:
-        measured = self._evaluate(state, step) if self._due(step, self.schedule.evaluate_every) else None
-        if self._due(step, self.schedule.checkpoint_every):
+        measured = self._evaluate(state, step) if self._due(step, self.experiment.evaluate_every) else None
+        if self._due(step, self.experiment.checkpoint_every):
             self._save(state, step, batches, measured or {})
         self.progress.paused()
         return measured
