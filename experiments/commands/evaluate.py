@@ -75,7 +75,7 @@ class Evaluate(ModelOptions):
             )
         if self.separator is not None and not self.text:
             raise ValueError(f"separator is {self.separator!r} and text empty; it splits the files of --text")
-        trained = dataclasses.replace(self, run_dir=run).load(console)
+        trained = (self if run is None else dataclasses.replace(self, run_dir=run)).load(console)
         if self.sweep is not None:
             sizes = self._sizes(trained.experiment)
             source, tokenizer = self._source(trained.experiment), trained.experiment.tokenizer

@@ -564,7 +564,7 @@ def test_a_router_that_looks_ahead_is_refused_unless_the_config_allows_it():
             {"ffn": MoE(router=Hash(vocab=8), losses=())},
             r"Decoder\.ffn of layer 0 knows 8 token ids, and Decoder\.vocab is",
         ),
-        ({"dtype": "float16"}, r"Decoder\.dtype is 'float16'; allowed are 'float32' and 'bfloat16'"),
+        ({"dtype": "float16"}, r"Decoder\.dtype is 'float16'; allowed are 'float32', 'bfloat16' and 'float64'"),
     ],
 )
 def test_a_bad_config_is_refused(arguments, message, unchecked):
