@@ -15,10 +15,9 @@ from ..data.pipeline import shuffled_examples
 from ..experiment import FREE_FIELDS
 from ..places import Place, check_place
 from ..run_directory import RunDirectory
-from ..training.checkpoints import Checkpoints
 from ..training.loop import Evaluation, exit_status, run_loop
 from ..training.process_rows import process_rows
-from ..training.restore import one_device
+from ..training.restore import one_device, restore_weights
 from ..training.step import Trainer, TrainState, build_trainer, to_device
 from .experiment import ClassificationExperiment, check_fits
 from .task import classification_task
@@ -167,11 +166,8 @@ def load_classifier(path: Place, step: int | None = None) -> TrainedClassifier:
     if not isinstance(experiment, ClassificationExperiment):
         raise ValueError(f"{path} holds a {type(experiment).__name__}; it must be a ClassificationExperiment's run")
     trainer = classification_trainer(experiment, one_device())
-    abstract = trainer.abstract_state
-    with Checkpoints(directory.checkpoints, metric=METRIC, read_only=True) as checkpoints:
-        step = checkpoints.best_step() if step is None else step
-        weights, step = checkpoints.restore_part({"params": abstract.params, "variables": abstract.variables}, step)
-    return TrainedClassifier(experiment, trainer, abstract._replace(**weights), step, directory.path)
+    weights, step = restore_weights(directory, trainer, step, metric=METRIC)
+    return TrainedClassifier(experiment, trainer, trainer.abstract_state._replace(**weights), step, directory.path)
 
 
 def model_of(trained: TrainedClassifier) -> ClassifierModel:

@@ -1,11 +1,11 @@
 """Early exit as options: `--early-exit 0.8`, or `--early-exit calibrated` by the guarantee beside the run."""
 
-from pathlib import Path
 from typing import Literal
 
 from ...dynamic import Constant, DeferLayers, EarlyExit, Guarantee, NeverExit, PropagateState, RecomputeLayers
 from ...models.generation import Sampler
 from ..exit_sweep import policy_record
+from ..places import Place
 from ..training.restore import Trained
 
 GUARANTEE = "early_exit.json"
@@ -30,15 +30,23 @@ def policy_of(text: str, skipped: Skipped, trained: Trained, sampler: Sampler) -
     policy = EarlyExit(thresholds=NeverExit(), skipped=SKIPPED[skipped])
     if text != CALIBRATED:
         return EarlyExit(thresholds=Constant(threshold=threshold_of(text)), skipped=policy.skipped)
-    file = None if trained.run is None else trained.run / GUARANTEE
+    thresholds = read_guarantee(trained.run).thresholds_for(policy_record(trained.model, policy, sampler))
+    return EarlyExit(thresholds=thresholds, skipped=policy.skipped)
+
+
+def read_guarantee(run: Place | None) -> Guarantee:
+    """What a sweep left beside a run.
+
+    Raises:
+        ValueError: there is none, or it was changed.
+    """
+    file = None if run is None else run / GUARANTEE
     if file is None or not file.is_file():
         raise ValueError(
             f"early_exit is {CALIBRATED!r}, and there is no {file or GUARANTEE}: dynamoe evaluate --sweep thresholds "
             "--run-dir RUN calibrates it"
         )
-    guarantee = Guarantee.from_json(Path(file).read_text(encoding="utf-8"))
-    thresholds = guarantee.thresholds_for(policy_record(trained.model, policy, sampler))
-    return EarlyExit(thresholds=thresholds, skipped=policy.skipped)
+    return Guarantee.from_json(file.read_text(encoding="utf-8"))
 
 
 def threshold_of(text: str) -> float:

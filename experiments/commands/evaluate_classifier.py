@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from ...dynamic import Buckets, Constant, Guarantee, Thresholds, Top2Gap
+from ...dynamic import Buckets, Constant, Thresholds, Top2Gap
 from ...models import ClassifierModel
 from ..classification.exit_plot import plot_classifier_sweep
 from ..classification.exit_sweep import ClassifierSweep, answer_early, calibrate, policy_record, sweep
@@ -16,7 +16,7 @@ from ..page import Table
 from ..places import Place
 from ..tables import for_terminal
 from .cascade_option import CascadeOptions, run_cascade
-from .early_exit_option import CALIBRATED, GUARANTEE, threshold_of
+from .early_exit_option import CALIBRATED, GUARANTEE, read_guarantee, threshold_of
 from .sweep_thresholds import PICTURE, THRESHOLDS, SweepOptions
 
 BUCKETS = Buckets(smallest=8, largest=512)
@@ -71,14 +71,7 @@ def evaluate_classifier(
 def _thresholds(text: str, model: ClassifierModel, run: Place) -> Thresholds:
     if text != CALIBRATED:
         return Constant(threshold=threshold_of(text))
-    file = run / GUARANTEE
-    if not file.is_file():
-        raise ValueError(
-            f"early_exit is {CALIBRATED!r}, and there is no {file}: dynamoe evaluate --sweep thresholds --run-dir RUN "
-            "calibrates it"
-        )
-    guarantee = Guarantee.from_json(file.read_text(encoding="utf-8"))
-    return guarantee.thresholds_for(policy_record(model, Top2Gap()))
+    return read_guarantee(run).thresholds_for(policy_record(model, Top2Gap()))
 
 
 def _sweep(trained: TrainedClassifier, options: SweepOptions, console: Console) -> int:

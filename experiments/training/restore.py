@@ -94,10 +94,11 @@ def load_trained(path: Place, step: int | None = None) -> Trained:
 
 
 def restore_weights(
-    directory: RunDirectory, trainer: Trainer, step: int | None = None
+    directory: RunDirectory, trainer: Trainer, step: int | None = None, *, metric: str = METRIC
 ) -> tuple[dict[str, nnx.State], int]:
-    """The `params` and `variables` of a run's checkpoint and its step, sharded as the trainer's; see `load_trained`."""
+    """The `params` and `variables` of a run's checkpoint (None: the best by `metric`) and its step, sharded as the
+    trainer's; see `load_trained`."""
     abstract = trainer.abstract_state
-    with Checkpoints(directory.checkpoints, metric=METRIC, read_only=True) as checkpoints:
+    with Checkpoints(directory.checkpoints, metric=metric, read_only=True) as checkpoints:
         step = checkpoints.best_step() if step is None else step
         return checkpoints.restore_part({"params": abstract.params, "variables": abstract.variables}, step)

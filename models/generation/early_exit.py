@@ -2,8 +2,8 @@
 
 Each stage, the layers between two exits, is a program of its own, called for the rows that wait for it. Which rows go
 on is decided on the host, from the confidences of a call; rows that left begin their next token at once, so that calls
-stay full. While the device runs one call, the host takes in what the call before found. Never a
-`vmap` over depth, never a loop over stacked weights. Letters: R rows, N exits.
+stay full. While the device runs one call, the host takes in what the call before found. Never a `vmap` over depth,
+never a loop over stacked weights. Letters: R rows, N exits.
 """
 
 import time
@@ -185,7 +185,7 @@ class EarlyExitEngine:
 
     def _advance(self) -> None:
         """Give the device what waits, as long as it holds few calls, and then take in what the oldest one found."""
-        start, drawn = time.perf_counter(), 0
+        start = time.perf_counter()
         # Behind another call only a full one: rows that come back from that one may fill it.
         while not self._flights or (len(self._flights) < _IN_FLIGHT and self._queue.full):
             self._flights.append(self._begin(*self._queue.next()))
