@@ -29,8 +29,9 @@ test: $(VENV)/.installed-test ## Run the unit tests; TESTS=path selects some, WO
 test-aot: $(AOT_VENV)/.installed ## Compile the kernels for chips that are not here; its compilers have a .venv of their own
 	$(AOT_VENV)/bin/python -m pytest --numprocesses $(WORKERS) --dist worksteal tests/aot
 
-test-parity: $(PARITY_VENV)/.installed ## Hold published model families to transformers; torch has a .venv of its own
+test-parity: $(PARITY_VENV)/.installed ## Hold published model families to transformers, and Triton kernels in its interpreter to float64; torch has a .venv of its own
 	$(PARITY_VENV)/bin/python -m pytest --numprocesses $(WORKERS) --dist worksteal -m parity tests/models tests/experiments/commands/test_generation_models.py
+	TRITON_INTERPRET=1 $(PARITY_VENV)/bin/python -m pytest --numprocesses $(WORKERS) --dist worksteal $(wildcard tests/kernels/test_triton*.py)
 
 test-smoke-312: ## Run the tests marked smoke on Python 3.12 and the newest JAX, where that Python exists
 	@if [ -z "$(PYTHON_312)" ]; then echo "skipped: no working Python 3.12 on this machine"; else \

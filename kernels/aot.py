@@ -13,7 +13,7 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from .chips import CHIPS, MEBI
 from .collectives import Collective, read_collectives
 from .flops import count_flops
+from .ptx import Resources, triton_resources
 
 _ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",  # there is no metadata server to ask
@@ -38,7 +39,7 @@ _GPU_COMPILER = "jax_cuda13_plugin", "jax-cuda13-plugin", "JAX' plugin for CUDA"
 
 
 class Kernel(NamedTuple):
-    """One Pallas call of the program."""
+    """One call of a Pallas or Triton kernel in the program."""
 
     name: str
     grid: tuple[int, ...] | None
@@ -46,6 +47,8 @@ class Kernel(NamedTuple):
     """At every step of the grid: a bound, where the kernel skips some."""
     vmem_bytes: int | None
     """What the compiler gave it of a core's VMEM; None: it does not say, or left the call out."""
+    resources: Resources | None = None
+    """Of a Triton kernel, where ptxas is installed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +105,9 @@ class Report:
             if chip.vmem_bytes is not None:
                 vmem = "VMEM not known" if kernel.vmem_bytes is None else f"{readable_bytes(kernel.vmem_bytes)} of VMEM"
                 flops += f", {vmem} of {readable_bytes(chip.vmem_bytes)}"
+            if kernel.resources is not None:
+                registers, spilled, shared = kernel.resources
+                flops += f", {registers} registers, {spilled} bytes spilled, {readable_bytes(shared)} shared"
             rows.append((kernel.name, f"grid {grid}, {flops}"))
         for kind, size, axes, times in self.collectives:
             over = "axes not known" if axes is None else "over " + (", ".join(axes) or "one device")
@@ -165,13 +171,14 @@ def compile_for(
         start = time.perf_counter()
         with warnings.catch_warnings():  # JAX' cache stores programs for absent devices, and cannot load them again
             warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
-            compiled = traced.lower().compile(compiler_options=dict(options) if options else None)
+            lowered = traced.lower()
+            compiled = lowered.compile(compiler_options=dict(options) if options else None)
         seconds = time.perf_counter() - start
     counted, text, memory = count_flops(traced.jaxpr), compiled.as_text() or "", compiled.memory_analysis()
     assert memory is not None  # both compilers say
     if read is not None:
         read(text)
-    vmem = _vmem_by_name(text)
+    vmem, resources = _vmem_by_name(text), _resources_by_name(lowered.compiler_ir())
     return Report(
         chip=chip,
         devices=mesh.size,
@@ -180,7 +187,12 @@ def compile_for(
         temporary_bytes=memory.temp_size_in_bytes,
         alias_bytes=memory.alias_size_in_bytes,
         flops=counted.flops,
-        kernels=tuple(Kernel(call.name, call.grid, call.flops, vmem.get(call.name)) for call in counted.kernels),
+        kernels=tuple(
+            Kernel(
+                call.name, call.grid, call.flops, vmem.get(call.name), next(resources.get(call.name, iter(())), None)
+            )
+            for call in counted.kernels
+        ),
         collectives=tuple(read_collectives(text, mesh.shape)),
         compile_seconds=seconds,
         ragged_flops=counted.ragged,
@@ -270,6 +282,14 @@ def _vmem_by_name(text: str) -> dict[str, int]:
             sizes = re.findall(r'"memory_space":"1"[^}]*?"size":"(\d+)"', used[1])
             found[name[1]] = max(found.get(name[1], 0), sum(map(int, sizes)))
     return found
+
+
+def _resources_by_name(module: Any) -> dict[str, Iterator[Resources | None]]:
+    """Of the Triton kernels of each name, in the order of their calls."""
+    found: dict[str, list[Resources | None]] = {}
+    for name, resources in triton_resources(module):
+        found.setdefault(name, []).append(resources)
+    return {name: iter(all_of_them) for name, all_of_them in found.items()}
 
 
 def readable_bytes(count: int | float) -> str:

@@ -12,7 +12,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 
 class KernelCall(NamedTuple):
-    """One call of a Pallas kernel, as the jaxpr has it; in a loop, one turn."""
+    """One call of a Pallas or Triton kernel, as the jaxpr has it; in a loop, one turn."""
 
     name: str
     grid: tuple[int, ...] | None
@@ -64,6 +64,8 @@ def _flops_of(equation: JaxprEqn, kernels: list[KernelCall], ragged_alone: bool)
         return _kernel(equation, kernels)
     if name == "ffi_call":
         return _native(equation)
+    if name == "triton_kernel_call":
+        return _triton(equation, kernels)
     if name == "cond":
         branches = [_flops(branch.jaxpr, kernels, ragged_alone) for branch in parameters["branches"]]
         return None if None in branches else max(found for found in branches if found is not None)
@@ -93,6 +95,17 @@ def _native(equation: JaxprEqn) -> float | None:
     if name == "dynamoe_gradient_of_matrices":
         return 2.0 * math.prod(left) * out[-1]
     return 2.0 * math.prod(out) * left[-1] if name.startswith("dynamoe_rows_times") else None
+
+
+def _triton(equation: JaxprEqn, kernels: list[KernelCall]) -> float | None:
+    """Our own Triton kernels, from what they are compiled for; programs share their tiles among each other."""
+    parameters = equation.params
+    sizes = [parameters[name] for name in ("ROWS", "DEPTH", "COLUMNS", "INNER", "WIDTH") if name in parameters]
+    found = 2.0 * math.prod(sizes) if len(sizes) == 3 else None
+    grid = parameters["grid"]
+    static = (grid,) if isinstance(grid, int) else None
+    kernels.append(KernelCall(parameters["name"] or "kernel", static, found))
+    return found
 
 
 def _kernel(equation: JaxprEqn, kernels: list[KernelCall]) -> float | None:

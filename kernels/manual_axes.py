@@ -21,3 +21,10 @@ def vary_alike(*arguments: Any) -> Any:
     missing = [tuple(frozenset().union(*axes) - own) for own in axes]
     varying = [jax.lax.pcast(a, new, to="varying") if new else a for a, new in zip(arrays, missing, strict=True)]
     return jax.tree.unflatten(structure, varying)
+
+
+def vary_as(result: jax.Array, argument: jax.Array) -> jax.Array:
+    """Under shard_map, take what a call of foreign code returns to vary over the mesh axes that its argument varies
+    over: JAX takes it to be the same on all devices."""
+    varying, known = (jax.typeof(array).manual_axis_type.varying for array in (argument, result))
+    return jax.lax.pcast(result, tuple(varying - known), to="varying") if varying - known else result

@@ -24,6 +24,13 @@ def _mosaic_tpu(x, w, group_sizes):
     return grouped_matmul_mosaic_tpu(x, w, group_sizes)
 
 
+def _triton(x, w, group_sizes):
+    """Imported at its first call, as its tables of tiles and jax-triton are."""
+    from .triton_kernels.calls import grouped_matmul_triton
+
+    return grouped_matmul_triton(x, w, group_sizes)
+
+
 def _marking(run: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """The same, with NaN in one element of y where traced group sizes break their bounds."""
 
@@ -41,10 +48,11 @@ IMPLEMENTATIONS = {
     "blocked": _marking(grouped_matmul_blocked),
     "xla": _marking(grouped_matmul_xla),
     "mosaic_tpu": _marking(_mosaic_tpu),
+    "triton": _marking(_triton),
     "reference": _marking(grouped_matmul_reference),
 }
 PREFERRED = {"cpu": ("native", "blocked"), OTHER: ("xla",)}
-DTYPES = (jnp.float32, jnp.bfloat16)
+DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
 
 
 def grouped_matmul(
@@ -68,14 +76,15 @@ def grouped_matmul(
     zero. With packed x too, the products are of integers, summed in int32; then neither has one.
 
     Args:
-        x: rows [M, D], float32 or bfloat16; or int8 rows made by `quantize_rows`, where w is int8 with one scale per
-            column and no zero points.
+        x: rows [M, D], float32, bfloat16 or float16; or int8 rows made by `quantize_rows`, where w is int8 with one
+            scale per column and no zero points.
         w: one matrix per group [E, D, F], in the dtype of x; or packed, standing for that dtype.
         group_sizes: rows of each group [E], integers, not negative, together at most M.
         implementation: "native" (C++ on CPU; the default there), "blocked" (plain JAX, cost independent of E; the
-            default on CPU where there is no C++ compiler, and for packed x where the CPU has no AVX512-VNNI), "xla"
-            (`jax.lax.ragged_dot`; the default elsewhere), "mosaic_tpu" (Pallas for TPU; no default before a run on
-            one), "reference" (E times the work, to check others against); None: the platform's.
+            default on CPU where there is no C++ compiler, for float16, and for packed x where the CPU has no
+            AVX512-VNNI), "xla" (`jax.lax.ragged_dot`; the default elsewhere), "mosaic_tpu" (Pallas for TPU), "triton"
+            (for CUDA GPUs, through jax-triton; like the one before no default before a run on such a chip), "reference"
+            (E times the work, to check others against); None: the platform's.
 
     Returns:
         y [M, F] in the dtype of x; of packed rows in float32. Where `group_sizes` is traced, so that its values cannot
@@ -103,7 +112,7 @@ def _check(x: jax.Array | QuantizedRows, w: jax.Array | Quantized, group_sizes: 
         _check_integers(x, w)
         x = x.codes
     elif x.dtype not in DTYPES:
-        raise ValueError(f"x has dtype {x.dtype}; allowed are {' and '.join(dtype.__name__ for dtype in DTYPES)}")
+        raise ValueError(f"x has dtype {x.dtype}; allowed are {', '.join(dtype.__name__ for dtype in DTYPES)}")
     elif w.dtype != x.dtype:
         raise ValueError(f"w has dtype {w.dtype} and x {x.dtype}; they must be of one dtype")
     for name, array, letters in (("x", x, "[M, D]"), ("w", w, "[E, D, F]"), ("group_sizes", group_sizes, "[E]")):

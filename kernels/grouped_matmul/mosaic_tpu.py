@@ -45,14 +45,16 @@ def grouped_matmul_mosaic_tpu(
             the chip.
 
     Raises:
-        NotImplementedError: this is not traced for a TPU, nor inside `pltpu.force_tpu_interpret_mode()`; or w is packed
-            in groups whose size is no multiple of 8.
+        NotImplementedError: this is not traced for a TPU, nor inside `pltpu.force_tpu_interpret_mode()`; or x is of
+            float16, or w is packed in groups whose size is no multiple of 8.
     """
     if not interpreted() and not pltpu.is_tpu_device():
         raise NotImplementedError(
             f"mosaic_tpu is for TPU; the platform is {jax.default_backend()}. Allowed besides are a compile for a TPU "
             "that is not present (dynamoe.kernels.aot) and pltpu.force_tpu_interpret_mode()"
         )
+    if not isinstance(x, QuantizedRows) and x.dtype == jnp.float16:
+        raise NotImplementedError(f"x has dtype {x.dtype}; mosaic_tpu takes float32 and bfloat16, as TPUs do")
     return _grouped_matmul(tiles, x, w, group_sizes)
 
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from ..manual_axes import vary_as
 from ..native_code import compiled_library, register
 from ..quantized import Format, Quantized, QuantizedRows, dequantize, quantize
 
@@ -31,7 +32,13 @@ _first_use = threading.Lock()
 def grouped_matmul_native(
     x: Float[Array, "M D"] | QuantizedRows, w: Float[Array, "E D F"] | Quantized, group_sizes: Int[Array, " E"]
 ) -> Float[Array, "M F"]:
-    """See `grouped_matmul`. Under vmap, one after the other."""
+    """See `grouped_matmul`. Under vmap, one after the other.
+
+    Raises:
+        NotImplementedError: it cannot be compiled here, or x is of float16.
+    """
+    if not isinstance(x, QuantizedRows) and x.dtype.name not in ERRORS:
+        raise NotImplementedError(f"x has dtype {x.dtype}; native takes {' and '.join(ERRORS)}")
     with _first_use:
         defect = _defect(w.format if isinstance(w, Quantized) else None, isinstance(x, QuantizedRows))
     if defect:
@@ -85,10 +92,7 @@ def _call(
     dtype: jax.typing.DTypeLike,
 ):
     call = jax.ffi.ffi_call(PREFIX + target, jax.ShapeDtypeStruct(shape, dtype), vmap_method="sequential")
-    result = call(*arguments, **attributes)
-    # Under shard_map the call's result is taken to be the same on all devices; it varies as its arguments do.
-    varying, known = (jax.typeof(array).manual_axis_type.varying for array in (arguments[0], result))
-    return jax.lax.pcast(result, tuple(varying - known), to="varying") if varying - known else result
+    return vary_as(call(*arguments, **attributes), arguments[0])
 
 
 @functools.cache

@@ -4,10 +4,11 @@ A roofline is an estimate for choosing, not a measurement. Letters: M rows, D in
 """
 
 import itertools
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from jax.experimental.pallas import tpu as pltpu
+
+from .passes import Pass
 
 LANES = 128
 STEP_SECONDS = 0.35e-6
@@ -34,31 +35,6 @@ class Tiles(NamedTuple):
     def clipped(self, rows: int, depth: int, columns: int) -> "Tiles":
         """No larger than the arrays: a tile of a whole axis may have any size."""
         return Tiles(min(self.rows, rows), min(self.depth, depth), min(self.columns, columns))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pass:
-    """What a kernel does: [rows, depth] times a [depth, columns] of each of the groups, or, for dw, their sums."""
-
-    rows: int
-    depth: int
-    columns: int
-    groups: int
-    bits: int
-    """Of an element of x."""
-    matrix_bits: int
-    """Of an element of w as it is stored."""
-    outer: bool = False
-    """The pass is dw: it sums over rows and writes a [depth, columns] for each group."""
-    depth_unit: int = 1
-    column_unit: int = 1
-    """A tile's depth and columns are multiples of these, or whole: packed matrices cannot be cut anywhere."""
-    deepest: int | None = None
-    """The largest depth of a tile; None: any."""
-
-    @property
-    def packed(self) -> bool:
-        return self.matrix_bits < self.bits
 
 
 def choose_tiles(work: Pass) -> Tiles:

@@ -15,7 +15,7 @@ import numpy as np
 
 from .formats import Format
 
-DTYPES = (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16))
+DTYPES = (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -36,7 +36,7 @@ class Quantized:
     group_size: int
     """So many neighbours along D share a scale."""
     dtype: np.dtype
-    """Of the array that it stands for: float32 or bfloat16."""
+    """Of the array that it stands for: float32, bfloat16 or float16."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -92,7 +92,7 @@ class Quantized:
 
 def checked_dtype(dtype: jax.typing.DTypeLike) -> np.dtype:
     if jnp.dtype(dtype) not in DTYPES:
-        raise ValueError(f"dtype is {jnp.dtype(dtype)}; allowed are {' and '.join(map(str, DTYPES))}")
+        raise ValueError(f"dtype is {jnp.dtype(dtype)}; allowed are {', '.join(map(str, DTYPES))}")
     return jnp.dtype(dtype)
 
 

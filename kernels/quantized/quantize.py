@@ -110,7 +110,7 @@ def _checked_group_size(array: jax.Array, format: Format, group_size: int | None
     if array.ndim < 2:
         raise ValueError(f"array has shape {array.shape}; it must be [..., D, F]")
     if array.dtype not in DTYPES:
-        raise ValueError(f"array has dtype {array.dtype}; allowed are {' and '.join(map(str, DTYPES))}")
+        raise ValueError(f"array has dtype {array.dtype}; allowed are {', '.join(map(str, DTYPES))}")
     inner = array.shape[-2]
     if format.power_of_two and group_size not in (None, format.block):
         raise ValueError(f"group_size is {group_size}; {format.name} has groups of {format.block} alone")

@@ -17,10 +17,14 @@ from dynamoe.kernels.grouped_matmul.api import IMPLEMENTATIONS
 from dynamoe.kernels.grouped_matmul.blocked import FEW_ROWS, block_sizes
 from dynamoe.kernels.grouped_matmul.shapes import routed_counts, scaled_sizes
 
-EVERY_IMPLEMENTATION = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+FOR_GPU = ("triton", "mosaic_gpu")
+"""Their own interpreters have their own rules: `test_triton.py`, `test_mosaic_gpu.py`."""
+EVERY_IMPLEMENTATION = pytest.mark.parametrize(
+    "implementation", [name for name in IMPLEMENTATIONS if name not in FOR_GPU]
+)
 MANY, FEW, GROUPS, INNER, WIDTH = 330, 24, 5, 12, 7
 """Rows for blocks of several sizes, and for the way of a few rows."""
-TOLERANCE = {jnp.float32: 2e-5, jnp.bfloat16: 2e-2}
+TOLERANCE = {jnp.float32: 2e-5, jnp.bfloat16: 2e-2, jnp.float16: 2e-3}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -209,6 +213,23 @@ def test_a_matmul_without_rows_groups_or_width_is_empty_or_zero():
     )
 
 
+def test_float16_is_multiplied_by_the_first_that_takes_it():
+    x, w, dy = operands(MANY, jnp.float16)
+    sizes = scaled_sizes([4, 0, 1, 11, 2], MANY)
+    found = compiled(None)(x, w, dy, jnp.asarray(sizes))
+    assert [array.dtype for array in found] == [jnp.float16] * 3
+    assert_close(found, in_loops(x, w, dy, sizes), jnp.float16)
+    with pytest.raises(NotImplementedError, match="x has dtype float16; native takes float32 and bfloat16"):
+        grouped_matmul(x, w, jnp.asarray(sizes), implementation="native")
+    with pytest.raises(NotImplementedError, match="x has dtype float16; mosaic_tpu takes float32 and bfloat16"):
+        grouped_matmul(x, w, jnp.asarray(sizes), implementation="mosaic_tpu")
+
+
+def test_a_kernel_for_gpus_says_so_elsewhere():
+    with pytest.raises(NotImplementedError, match="triton is for GPUs; the platform is cpu"):
+        grouped_matmul(X, W, SIZES, implementation="triton")
+
+
 X, W, SIZES = jnp.zeros((6, 4)), jnp.zeros((3, 4, 5)), jnp.array([1, 2, 3])
 
 
@@ -222,7 +243,7 @@ X, W, SIZES = jnp.zeros((6, 4)), jnp.zeros((3, 4, 5)), jnp.array([1, 2, 3])
         (X[:, 1:], W, SIZES, r"x has shape \(6, 3\) and w \(3, 4, 5\); D, x's second axis and w's, must be one number"),
         (X, W, SIZES[1:], r"group_sizes has length 2; w has 3 groups: it must be as long"),
         (X, W, jnp.array([1.0, 2.0, 3.0]), "group_sizes has dtype float32; it must be of integers"),
-        (X.astype(jnp.float16), W, SIZES, "x has dtype float16; allowed are float32 and bfloat16"),
+        (X.astype(jnp.int16), W, SIZES, "x has dtype int16; allowed are float32, bfloat16, float16"),
         (X, W.astype(jnp.bfloat16), SIZES, "w has dtype bfloat16 and x float32; they must be of one dtype"),
         (X, W, jnp.array([1, -2, 3]), r"group_sizes\[1\] is -2; a group has 0 rows or more"),
         (X, W, jnp.array([3, 2, 2]), "group_sizes sum to 7; x has 6 rows: they must sum to at most that"),
@@ -236,7 +257,8 @@ def test_arguments_that_do_not_fit_are_named(unchecked, x, w, sizes, message):
 def test_an_unknown_implementation_is_named():
     with pytest.raises(
         ValueError,
-        match="implementation is 'fast'; allowed are None, 'native', 'blocked', 'xla', 'mosaic_tpu', 'reference'",
+        match="implementation is 'fast'; allowed are None, 'native', 'blocked', 'xla', 'mosaic_tpu', 'triton', "
+        "'reference'",
     ):
         grouped_matmul(X, W, SIZES, implementation="fast")
 

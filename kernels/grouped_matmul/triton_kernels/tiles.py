@@ -1,0 +1,123 @@
+"""How large the tiles of the Triton kernels are: what was measured on this kind of GPU, or else a rule.
+
+The rule is not measured. It follows from what limits a kernel: with many rows for a group the matrix units, for which
+tiles are as large as registers hold the sums of; with few the reading of the matrices, for which loads are to be many
+and rows no more than there are. Letters: M rows, D inner width, F output width, E groups.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from ...triton_call import capability, device, interpreted, multiprocessors
+from ..passes import Pass
+from ..tuned import Key, tuned_tiles
+
+SHARED_BYTES = {75: 65536, 80: 166912, 86: 101376, 87: 166912, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
+"""What a block may use, by compute capability: CUDA C++ Programming Guide, table "Technical Specifications"."""
+THREADS = 2048
+"""That a multiprocessor holds, about."""
+REGISTERS_PER_THREAD = 128
+"""That a program takes, about: half of what it may, which is what half as many programs leave for each."""
+ROWS = (16, 32, 64, 128)
+LEAST = 16
+"""Elements that an edge of a product in Triton has at least."""
+FEW = 64
+"""Rows of a group up to which reading its matrix takes the time, about."""
+
+
+class GpuTiles(NamedTuple):
+    """Rows, depth and columns of a tile, each a power of two; a pass for dw writes [depth, columns], and sums rows."""
+
+    rows: int
+    depth: int
+    columns: int
+    warps: int = 4
+    stages: int = 3
+
+
+def choose_tiles(work: Pass) -> GpuTiles:
+    """The tiles of a pass on the GPU that is traced for: those in its table, or else the rule's."""
+    if interpreted():
+        return _fitting(work, GpuTiles(32, 32, 32, stages=1))
+    return tuned_tiles(Key.of("triton", work), device(), GpuTiles) or rule(work)
+
+
+def rule(work: Pass) -> GpuTiles:
+    """Where nothing was measured."""
+    few = work.rows <= FEW * work.groups and not work.outer
+    half = 2 if work.bits == 32 else 1
+    if few:
+        each = -(-work.rows // work.groups)
+        rows = next(rows for rows in ROWS if rows >= each or rows == FEW)
+        return _fitting(work, GpuTiles(rows, 128 // half**2, 128, warps=4, stages=5))
+    if work.packed:
+        return _fitting(work, GpuTiles(128, 64 // half, 128, warps=8, stages=4))
+    wide = 128 if work.bits == 32 or work.columns <= 128 else 256
+    depth = 128 if work.outer else 64 // half
+    return _fitting(work, GpuTiles(64 // half if work.outer else 128, depth, wide, warps=8, stages=4))
+
+
+def candidates(work: Pass) -> Iterator[GpuTiles]:
+    """What to try on a GPU, the rule's choice first."""
+    first = rule(work)
+    yield first
+    seen = {first}
+    few = work.rows <= FEW * work.groups and not work.outer
+    half = 2 if work.bits == 32 else 1
+    rows = (16, 32, 64) if few else (64, 128)
+    for row in rows:
+        for columns in (64, 128) if few else (128, 256):
+            for depth in (64 // half, 128 // half):
+                for warps in (4, 8):
+                    for stages in (3, 4, 6) if few else (3, 4):
+                        sizes = (depth, row, columns) if work.outer else (row, depth, columns)
+                        tiles = _fitting(work, GpuTiles(*sizes, warps=warps, stages=stages))
+                        sums = (tiles.depth if work.outer else tiles.rows) * tiles.columns
+                        if tiles not in seen and sums <= 128 * 32 * warps:
+                            seen.add(tiles)
+                            yield tiles
+
+
+def programs(work: Pass, tiles: GpuTiles) -> int:
+    """As many as the GPU holds at once, or as there are tiles at most: each takes one after the other."""
+    column_tiles = -(-work.columns // tiles.columns)
+    if work.outer:
+        most = work.groups * -(-work.depth // tiles.depth) * column_tiles
+    else:
+        most = (-(-work.rows // tiles.rows) + work.groups) * column_tiles
+    if interpreted():
+        return min(most, 2)
+    by_threads = THREADS * 32 // REGISTERS_PER_THREAD // (32 * tiles.warps)
+    by_memory = SHARED_BYTES.get(capability(), 101376) // max(shared_bytes(work, tiles), 1)
+    return min(most, multiprocessors() * max(1, min(by_threads, by_memory)))
+
+
+def shared_bytes(work: Pass, tiles: GpuTiles) -> int:
+    """Of the factors' tiles, which are loaded ahead."""
+    row, deep, column = tiles.rows, tiles.depth, tiles.columns
+    if work.outer:
+        bits = work.bits * row * (deep + column)
+    else:
+        bits = work.bits * row * deep + work.matrix_bits * deep * column
+    unpacked = work.bits * deep * column if work.packed else 0
+    return (tiles.stages * bits + unpacked) // 8
+
+
+def _fitting(work: Pass, tiles: GpuTiles) -> GpuTiles:
+    """No larger than the axes need, and with no more stages than fit into the memory of a block."""
+    rows, depth, columns = tiles[:3]
+    tiles = tiles._replace(
+        rows=min(rows, _covering(work.rows)),
+        depth=min(depth, _covering(work.depth), work.deepest or depth),
+        columns=min(columns, _covering(work.columns), work.widest or columns),
+    )
+    if not interpreted():
+        limit = SHARED_BYTES.get(capability(), 101376)
+        while tiles.stages > 1 and shared_bytes(work, tiles) > limit:
+            tiles = tiles._replace(stages=tiles.stages - 1)
+    return tiles
+
+
+def _covering(size: int) -> int:
+    """The least power of two that is no less, at least as large as an edge must be."""
+    return max(LEAST, 1 << (size - 1).bit_length())

@@ -1,0 +1,145 @@
+"""Call a Triton kernel from JAX: through jax-triton on a GPU, or in Triton's interpreter on a CPU.
+
+The interpreter (TRITON_INTERPRET=1, set before Python starts; it needs torch) runs a kernel as it stands, block by
+block, for tests and for a reader's debugger. Its products of bfloat16 are wrong, so such arrays are widened before and
+rounded after. Triton and jax-triton are imported where a kernel is called, and not before.
+"""
+
+import functools
+import importlib.util
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.custom_batching import sequential_vmap
+
+from .implementations import platform
+from .manual_axes import vary_as
+
+MULTIPROCESSORS = 132
+"""Of a Hopper GPU; where a device says how many it has, that counts."""
+CAPABILITY = 90
+"""Compute capability that is compiled for where no device says its own."""
+
+_one_at_a_time = threading.Lock()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """How a kernel is called."""
+
+    kernel: Any
+    """Made by `triton.jit`."""
+    programs: int
+    constants: Mapping[str, Any]
+    """What is in capital letters in a kernel; `PROGRAMS` is added."""
+    warps: int
+    stages: int
+    """Steps of a loop whose loads are under way at once."""
+
+
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter, on the CPU."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def refuse_without_gpu(implementation: str) -> None:
+    """Refuse to trace for a platform on which no Triton kernel can run.
+
+    Raises:
+        NotImplementedError: it is no GPU, or jax-triton is not installed.
+    """
+    if interpreted():
+        return
+    if platform() != "gpu":
+        raise NotImplementedError(
+            f"{implementation} is for GPUs; the platform is {platform()}. Allowed besides are a compile for a GPU that "
+            "is not present (dynamoe.kernels.aot) and Triton's interpreter (TRITON_INTERPRET=1)"
+        )
+    if importlib.util.find_spec("jax_triton") is None:
+        raise NotImplementedError(f"{implementation} needs jax-triton: pip install 'dynamoe[gpu]'")
+
+
+def device() -> Any | None:
+    """The GPU that is traced for, present or not; None in the interpreter."""
+    if interpreted():
+        return None
+    absent = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.devices()[0] if absent is None else absent
+
+
+def multiprocessors() -> int:
+    """Of the GPU that is traced for."""
+    return getattr(device(), "core_count", None) or getattr(device(), "num_cores", None) or MULTIPROCESSORS
+
+
+def capability() -> int:
+    """Compute capability, as 90, of the GPU that is here; of one that is not, CAPABILITY, which all of `CHIPS` have."""
+    found = jax.devices()[0] if jax.default_backend() == "gpu" else None
+    return int(str(getattr(found, "compute_capability", CAPABILITY)).replace(".", ""))
+
+
+def triton_call(launch: Launch, *arrays: jax.Array, out: jax.ShapeDtypeStruct) -> jax.Array:
+    """Run a kernel over arrays, which come to it before its output. Under vmap, one after the other.
+
+    Args:
+        launch: the kernel and how it is called.
+        *arrays: those of one dtype other than the kernel's may be refused by Triton itself.
+        out: what it writes.
+    """
+    call = sequential_vmap(functools.partial(_interpret if interpreted() else _compile, launch, out))
+    return vary_as(call(*arrays), arrays[0])
+
+
+def _compile(launch: Launch, out: jax.ShapeDtypeStruct, *arrays: jax.Array) -> jax.Array:
+    jax_triton = _jax_triton()
+    return jax_triton.triton_call(
+        *arrays,
+        kernel=launch.kernel,
+        out_shape=out,
+        grid=launch.programs,
+        name=launch.kernel.__name__,
+        num_warps=launch.warps,
+        num_stages=launch.stages,
+        compute_capability=capability(),
+        PROGRAMS=launch.programs,
+        **launch.constants,
+    )
+
+
+@functools.cache
+def _jax_triton() -> Any:
+    import jax_triton  # pyright: ignore[reportMissingImports]
+
+    return jax_triton
+
+
+def _interpret(launch: Launch, out: jax.ShapeDtypeStruct, *arrays: jax.Array) -> jax.Array:
+    wide = [_widened(array) for array in arrays]
+    dtype = _wider(out.dtype)
+    run = functools.partial(_run_in_interpreter, launch, out.shape, dtype)
+    return jax.pure_callback(run, jax.ShapeDtypeStruct(out.shape, dtype), *wide).astype(out.dtype)
+
+
+def _run_in_interpreter(launch: Launch, shape: Sequence[int], dtype: np.dtype, *arrays: Any) -> np.ndarray:
+    import torch  # pyright: ignore[reportMissingImports]
+
+    # NaN where floats are not written: what a kernel leaves out shows.
+    result = np.full(shape, np.nan if np.issubdtype(dtype, np.floating) else -1, dtype)
+    tensors = [torch.from_numpy(np.array(array)) for array in (*arrays, result)]
+    with _one_at_a_time:  # the interpreter keeps its state in globals, and XLA calls back from several threads
+        launch.kernel[(launch.programs,)](*tensors, PROGRAMS=launch.programs, **launch.constants)
+    return tensors[-1].numpy()
+
+
+def _widened(array: jax.Array) -> jax.Array:
+    return array.astype(_wider(array.dtype))
+
+
+def _wider(dtype: Any) -> np.dtype:
+    return np.dtype(np.float32) if dtype == jnp.bfloat16 else np.dtype(dtype)

@@ -1,0 +1,98 @@
+"""The Triton kernels compile for every GPU of the table, and ptxas finds registers for all they hold."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from dynamoe.kernels import grouped_matmul
+from dynamoe.kernels.aot import Report, compile_for
+from dynamoe.kernels.chips import CHIPS
+from dynamoe.kernels.grouped_matmul.shapes import MODELS, model_shape
+from dynamoe.kernels.grouped_matmul.triton_kernels.tiles import SHARED_BYTES
+from dynamoe.kernels.quantized import FORMATS, INT2, INT4, INT8, Quantized, quantize, quantize_rows
+
+EVERY_GPU = pytest.mark.parametrize("chip", [name for name, chip in CHIPS.items() if chip.gpu is not None])
+ROWS, GROUPS, INNER, WIDTH = 384, 8, 512, 768
+PACKED = [(format, None, False) for format in FORMATS.values() if format != INT2]
+PACKED += [(INT4, 64, True), (INT8, 128, False)]
+
+
+def shape(*sizes: int, dtype: jax.typing.DTypeLike = jnp.bfloat16) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(sizes, dtype)
+
+
+def forward_and_backward(x: Any, w: Any, dy: jax.Array, sizes: jax.Array) -> Any:
+    def product(x: Any, w: Any) -> jax.Array:
+        return grouped_matmul(x, w, sizes, implementation="triton")
+
+    if isinstance(w, Quantized):
+        y, back = jax.vjp(lambda x: product(x, w), x)
+    else:
+        y, back = jax.vjp(product, x, w)
+    return y, *back(dy)
+
+
+def compiled(chip: str, rows: int, groups: int, inner: int, width: int, dtype: jax.typing.DTypeLike) -> Report:
+    shapes = shape(rows, inner, dtype=dtype), shape(groups, inner, width, dtype=dtype), shape(rows, width, dtype=dtype)
+    return compile_for(chip, forward_and_backward, *shapes, shape(groups, dtype=jnp.int32))
+
+
+def assert_fits(report: Report, *names: str) -> None:
+    assert tuple(kernel.name for kernel in report.kernels) == names
+    for kernel in report.kernels:
+        assert kernel.resources is not None, kernel.name
+        assert kernel.resources.spill_bytes == 0, kernel
+        assert 0 < kernel.resources.registers <= 255
+        assert 0 < kernel.resources.shared_bytes <= SHARED_BYTES[90]
+
+
+@EVERY_GPU
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_plain_matrices_compile(chip, dtype):
+    report = compiled(chip, ROWS, GROUPS, INNER, WIDTH, dtype)
+    assert_fits(report, "product", "product", "outer")
+    assert report.flops == 3 * 2 * ROWS * INNER * WIDTH
+    assert "registers, 0 bytes spilled" in dict(report.table())["outer"]
+    # Nothing but the plan-free kernels: what XLA itself would need for a dense product is not there.
+    assert report.temporary_bytes < 4096
+
+
+def test_axes_that_no_tile_divides_compile():
+    assert_fits(compiled("h200", 3, 5, 77, 130, jnp.float32), "product", "product", "outer")
+    assert_fits(compiled("h200", 333, 3, 4100, 4100, jnp.bfloat16), "product", "product", "outer")
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_models_in_training_and_decoding_compile(model):
+    experts = MODELS[model].experts
+    for phase in ("training", "decode"):
+        rows, inner, width = model_shape(model, phase, "up", 1)
+        report = compiled("h200", rows, experts, inner, width, jnp.bfloat16)
+        assert_fits(report, "product", "product", "outer")
+
+
+@EVERY_GPU
+@pytest.mark.parametrize("rows", [24, 8192])
+def test_packed_matrices_compile(chip, rows):
+    for format, group_size, zero_points in PACKED:
+
+        def packed(w: jax.Array, format=format, group_size=group_size, zero_points=zero_points) -> Quantized:
+            return quantize(w, format, group_size=group_size, zero_points=zero_points)
+
+        w = jax.eval_shape(packed, shape(GROUPS, INNER, WIDTH))
+        arrays = shape(rows, INNER), w, shape(rows, WIDTH), shape(GROUPS, dtype=jnp.int32)
+        assert_fits(compile_for(chip, forward_and_backward, *arrays), "packed_product", "packed_gradient")
+
+
+@EVERY_GPU
+def test_products_of_integers_compile(chip):
+    w = jax.eval_shape(functools.partial(quantize, format=INT8), shape(GROUPS, INNER, WIDTH))
+
+    def product(x: jax.Array, w: Quantized, sizes: jax.Array) -> jax.Array:
+        return grouped_matmul(quantize_rows(x), w, sizes, implementation="triton")
+
+    arrays = shape(ROWS, INNER), w, shape(GROUPS, dtype=jnp.int32)
+    assert_fits(compile_for(chip, product, *arrays), "packed_product")
