@@ -14,6 +14,7 @@ from .dispatchers import (
     Exchange,
     ExpertParallel,
     FirstChoicesFirst,
+    FusedDispatcher,
     Order,
     Plan,
     RaggedAllToAll,
@@ -62,6 +63,7 @@ from .scores import Scores, Sigmoid, Softmax
 from .shared import GatedShared
 from .soft import SoftMoE
 from .telemetry import MoEStats
+from .token_moves import TokenExperts, TokenMoves
 from .upcycling import Copy, CopyWithNoise, GranularSplit, MoEfication, Upcycling
 
 __all__ = [
@@ -92,6 +94,7 @@ __all__ = [
     "FeedForward",
     "FeedForwardModule",
     "FirstChoicesFirst",
+    "FusedDispatcher",
     "GatedShared",
     "Gates",
     "GlobalBatch",
@@ -140,6 +143,8 @@ __all__ = [
     "Softmax",
     "SwiGLU",
     "Tap",
+    "TokenExperts",
+    "TokenMoves",
     "TokenOrder",
     "TopK",
     "TopP",

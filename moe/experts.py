@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from ..kernels import grouped_matmul
 from ..kernels.quantized import Quantized, dequantize
+from .token_moves import TokenMoves
 
 
 @runtime_checkable
@@ -72,6 +73,11 @@ class SwiGLUExperts(nnx.Module):
         hidden = jax.nn.silu(multiply(rows, gate, group_sizes)) * multiply(rows, up, group_sizes)
         return multiply(hidden, down, group_sizes)
 
+    def on_tokens(self, moves: TokenMoves) -> Float[Array, "T D"]:
+        """See `TokenExperts`."""
+        gate, up, down = (w[...].astype(moves.x.dtype) for w in (self.gate, self.up, self.down))
+        return moves.leave(jax.nn.silu(moves.enter(gate)) * moves.enter(up), down)
+
 
 @dataclass(frozen=True, kw_only=True)
 class GELU(Experts):
@@ -103,6 +109,11 @@ class GELUExperts(nnx.Module):
         up, down = (w[...].astype(rows.dtype) for w in (self.up, self.down))
         multiply = functools.partial(expert_matmul, implementation=self.config.implementation)
         return multiply(jax.nn.gelu(multiply(rows, up, group_sizes), approximate=False), down, group_sizes)
+
+    def on_tokens(self, moves: TokenMoves) -> Float[Array, "T D"]:
+        """See `TokenExperts`."""
+        up, down = (w[...].astype(moves.x.dtype) for w in (self.up, self.down))
+        return moves.leave(jax.nn.gelu(moves.enter(up), approximate=False), down)
 
 
 def check_hidden(config: Any) -> None:

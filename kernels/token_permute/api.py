@@ -11,11 +11,11 @@ that gathers while it loads its tiles, or scatters while it stores them, takes i
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from ..implementations import OTHER, run_implementation
 from ..manual_axes import vary_alike
+from .checks import check_matrix, check_permutation, check_token, check_weight
 from .counting import sort_by_expert_counting
 from .permutation import Permutation
 from .reference import permute_reference, sort_by_expert_reference, unpermute_reference
@@ -90,9 +90,9 @@ def permute(
         ValueError: the arguments do not fit, or no implementation has that name.
         NotImplementedError: the implementation does not take these arguments.
     """
-    _check_matrix("x", x, "[T, D]")
-    _check_permutation(permutation)
-    _check_token(token, permutation.row.shape[0], x.shape[0])
+    check_matrix("x", x, "[T, D]")
+    check_permutation(permutation)
+    check_token(token, permutation.row.shape[0], x.shape[0])
     if not (x.size and permutation.row.size):
         return jnp.zeros((permutation.assignment.shape[0], x.shape[1]), x.dtype)
     x, permutation, token = vary_alike(x, permutation, token)
@@ -129,17 +129,13 @@ def unpermute(
         ValueError: the arguments do not fit, or no implementation has that name.
         NotImplementedError: the implementation does not take these arguments.
     """
-    _check_matrix("rows", rows, "[M, D]")
-    _check_permutation(permutation)
+    check_matrix("rows", rows, "[M, D]")
+    check_permutation(permutation)
     assignments, taken = permutation.row.shape[0], permutation.assignment.shape[0]
     if rows.shape[0] != taken:
         raise ValueError(f"rows has shape {rows.shape}; the permutation has {taken} rows: it must be ({taken}, D)")
-    if weight.shape != (assignments,) or not jnp.issubdtype(weight.dtype, jnp.floating):
-        raise ValueError(
-            f"weight has shape {weight.shape} and dtype {weight.dtype}; the permutation has {assignments} assignments: "
-            f"it must be ({assignments},), floating"
-        )
-    _check_token(token, assignments, tokens)
+    check_weight(weight, assignments)
+    check_token(token, assignments, tokens)
     if not (rows.size and assignments and tokens):
         return jnp.zeros((tokens, rows.shape[1]), rows.dtype)
     rows, weight, permutation, token = vary_alike(rows, weight, permutation, token)
@@ -148,35 +144,3 @@ def unpermute(
 
 def _holds(dtype: np.dtype, number: int) -> bool:
     return number <= jnp.iinfo(dtype).max
-
-
-def _check_matrix(name: str, array: jax.Array, letters: str) -> None:
-    if array.ndim != 2 or not jnp.issubdtype(array.dtype, jnp.floating):
-        raise ValueError(f"{name} has shape {array.shape} and dtype {array.dtype}; it must be {letters}, floating")
-
-
-def _check_permutation(permutation: Permutation) -> None:
-    for name, array in permutation._asdict().items():
-        if array.ndim != 1 or not jnp.issubdtype(array.dtype, jnp.integer):
-            raise ValueError(
-                f"permutation.{name} has shape {array.shape} and dtype {array.dtype}; it must be one axis of integers"
-            )
-
-
-def _check_token(token: jax.Array | None, assignments: int, tokens: int) -> None:
-    if token is None:
-        if tokens < 0 or assignments % tokens if tokens else assignments:
-            raise ValueError(
-                f"token is None, with {assignments} assignments and {tokens} tokens; without it every token must have "
-                "equally many assignments"
-            )
-        return
-    if token.shape != (assignments,) or not jnp.issubdtype(token.dtype, jnp.integer):
-        raise ValueError(
-            f"token has shape {token.shape} and dtype {token.dtype}; the permutation has {assignments} assignments: it "
-            f"must be ({assignments},), of integers"
-        )
-    if not isinstance(token, Tracer) and assignments:
-        least, most = int(np.asarray(token).min()), int(np.asarray(token).max())
-        if least < 0 or most >= tokens:
-            raise ValueError(f"token holds {least if least < 0 else most}; allowed are 0 to {tokens - 1}")

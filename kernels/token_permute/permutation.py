@@ -1,12 +1,16 @@
 """Which assignment has which row: all that a kernel needs which gathers on load or scatters on store.
 
-Letters: A assignments (token-expert pairs), M rows, E groups, C rows per group.
+Letters: T tokens, D width, A assignments (token-expert pairs), M rows, E groups, C rows per group.
 """
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
+
+Tokens = Int[Array, " A"] | None
+"""The token of each assignment; None: token-major, assignment a is of token a // K."""
 
 
 class Permutation(NamedTuple):
@@ -51,3 +55,27 @@ def invert(partner: Int[Array, " N"], others: int) -> Int[Array, " others"]:
     # Who has no partner writes past the end, each to a place of its own: unique places need no atomic writes on GPU.
     place_of_partner = jnp.where(partner < others, partner, others + place)
     return jnp.full(others, count, jnp.int32).at[place_of_partner].set(place, mode="drop", unique_indices=True)
+
+
+def token_of_row(tokens: int, permutation: Permutation, token: Tokens) -> Int[Array, " M"]:
+    """The token of each row; `tokens` where it is empty."""
+    if token is None:  # row A // K is T, past the end, where the row is empty
+        return permutation.assignment // (permutation.row.shape[0] // tokens)
+    return token.at[permutation.assignment].get(mode="fill", fill_value=tokens)
+
+
+def sum_per_token(tokens: int, values: Float[Array, "A D"], token: Tokens) -> Float[Array, "T D"]:
+    """Sum the values of each token's assignments."""
+    if token is None:
+        return values.reshape(tokens, -1, values.shape[1]).sum(axis=1)
+    return jnp.zeros((tokens, values.shape[1]), values.dtype).at[token].add(values)
+
+
+def take(array: jax.Array, index: Int[Array, " N"]) -> jax.Array:
+    """Entries by index; zero past the end."""
+    return array.at[index].get(mode="fill", fill_value=0)
+
+
+def wide(array: jax.Array) -> jax.Array:
+    """For products and sums, which run in float32 at least."""
+    return array if array.dtype.itemsize >= 4 else array.astype(jnp.float32)

@@ -12,10 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from .permutation import Permutation, invert
-
-Tokens = Int[Array, " A"] | None
-"""The token of each assignment; None: token-major."""
+from .permutation import Permutation, Tokens, invert, sum_per_token, take, token_of_row, wide
 
 
 def sort_by_expert_xla(expert: Int[Array, " A"], experts: int) -> Permutation:
@@ -45,7 +42,7 @@ def unpermute_xla(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _permute(tokens: int, x: Float[Array, "T D"], permutation: Permutation, token: Tokens) -> Float[Array, "M D"]:
-    return _take(x, _token_of_row(tokens, permutation, token))
+    return take(x, token_of_row(tokens, permutation, token))
 
 
 def _permute_forward(tokens, x, permutation, token):
@@ -54,8 +51,8 @@ def _permute_forward(tokens, x, permutation, token):
 
 def _permute_backward(tokens, residuals, gradient):
     permutation, token = residuals
-    to_assignment = _wide(_take(gradient, permutation.row))
-    return _sum_per_token(tokens, to_assignment, token).astype(gradient.dtype), None, None
+    to_assignment = wide(take(gradient, permutation.row))
+    return sum_per_token(tokens, to_assignment, token).astype(gradient.dtype), None, None
 
 
 _permute.defvjp(_permute_forward, _permute_backward)
@@ -67,8 +64,8 @@ def _unpermute(
 ) -> Float[Array, "T D"]:
     # The weight of whom has no row may be anything, and NaN * 0 is NaN.
     weight = jnp.where(permutation.row < rows.shape[0], weight, jnp.zeros((), weight.dtype))
-    value = _wide(_take(rows, permutation.row))
-    return _sum_per_token(tokens, value * weight.astype(value.dtype)[:, None], token).astype(rows.dtype)
+    value = wide(take(rows, permutation.row))
+    return sum_per_token(tokens, value * weight.astype(value.dtype)[:, None], token).astype(rows.dtype)
 
 
 def _unpermute_forward(tokens, rows, weight, permutation, token):
@@ -77,33 +74,11 @@ def _unpermute_forward(tokens, rows, weight, permutation, token):
 
 def _unpermute_backward(tokens, residuals, gradient):
     rows, weight, permutation, token = residuals
-    to_row = _wide(_take(gradient, _token_of_row(tokens, permutation, token)))
-    to_row *= _take(weight, permutation.assignment).astype(to_row.dtype)[:, None]
+    to_row = wide(take(gradient, token_of_row(tokens, permutation, token)))
+    to_row *= take(weight, permutation.assignment).astype(to_row.dtype)[:, None]
     of_assignment = jnp.repeat(gradient, weight.shape[0] // tokens, axis=0) if token is None else gradient[token]
-    to_weight = (_wide(_take(rows, permutation.row)) * _wide(of_assignment)).sum(axis=1)
+    to_weight = (wide(take(rows, permutation.row)) * wide(of_assignment)).sum(axis=1)
     return to_row.astype(rows.dtype), to_weight.astype(weight.dtype), None, None
 
 
 _unpermute.defvjp(_unpermute_forward, _unpermute_backward)
-
-
-def _take(array: jax.Array, index: Int[Array, " N"]) -> jax.Array:
-    """Entries by index; zero past the end."""
-    return array.at[index].get(mode="fill", fill_value=0)
-
-
-def _wide(array: jax.Array) -> jax.Array:
-    """Products and sums run in float32 at least."""
-    return array if array.dtype.itemsize >= 4 else array.astype(jnp.float32)
-
-
-def _sum_per_token(tokens: int, values: Float[Array, "A D"], token: Tokens) -> Float[Array, "T D"]:
-    if token is None:
-        return values.reshape(tokens, -1, values.shape[1]).sum(axis=1)
-    return jnp.zeros((tokens, values.shape[1]), values.dtype).at[token].add(values)
-
-
-def _token_of_row(tokens: int, permutation: Permutation, token: Tokens) -> Int[Array, " M"]:
-    if token is None:  # row A // K is T, past the end, where the row is empty
-        return permutation.assignment // (permutation.row.shape[0] // tokens)
-    return token.at[permutation.assignment].get(mode="fill", fill_value=tokens)

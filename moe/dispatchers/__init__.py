@@ -6,6 +6,7 @@ from .dispatcher import Carried, Dispatcher, Plan
 from .dropless import DroplessDispatcher
 from .exchanges import AllGather, AllToAll, Exchange, RaggedAllToAll
 from .expert_parallel import ExpertParallel
+from .fused import FusedDispatcher
 from .order import BatchPriority, FirstChoicesFirst, Order, TokenOrder
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Exchange",
     "ExpertParallel",
     "FirstChoicesFirst",
+    "FusedDispatcher",
     "Order",
     "Plan",
     "RaggedAllToAll",
