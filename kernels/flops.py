@@ -100,7 +100,8 @@ def _native(equation: JaxprEqn) -> float | None:
 def _triton(equation: JaxprEqn, kernels: list[KernelCall]) -> float | None:
     """Our own Triton kernels, from what they are compiled for; programs share their tiles among each other."""
     parameters = equation.params
-    sizes = [parameters[name] for name in ("ROWS", "DEPTH", "COLUMNS", "INNER", "WIDTH") if name in parameters]
+    constants = parameters.get("metaparams", parameters)  # of jax-triton 0.4, and 0.3
+    sizes = [constants[name] for name in ("ROWS", "DEPTH", "COLUMNS", "INNER", "WIDTH") if name in constants]
     found = 2.0 * math.prod(sizes) if len(sizes) == 3 else None
     grid = parameters["grid"]
     static = (grid,) if isinstance(grid, int) else None

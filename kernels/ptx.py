@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-TARGET = "triton_kernel_call"
+TARGETS = ("triton_kernel_call", "triton_kernel_call_ffi")
+"""Of jax-triton 0.3, and 0.4."""
 KERNEL_CALL, KERNEL = 1, 1
 """Fields of a message: the call in what may be one of several kinds of calls, and the kernel in the call."""
 NAME, SHARED, PTX, CAPABILITY = 1, 3, 4, 6
@@ -46,11 +47,18 @@ def triton_resources(module: Any) -> list[tuple[str, Resources | None]]:
     """
     found = []
     for operation in _operations(module.operation):
-        if operation.name == "stablehlo.custom_call" and operation.attributes["call_target_name"].value == TARGET:
-            message = zlib.decompress(operation.attributes["backend_config"].value_bytes)
-            kernel = dict(_fields(dict(_fields(dict(_fields(message))[KERNEL_CALL]))[KERNEL]))
+        if operation.name == "stablehlo.custom_call" and operation.attributes["call_target_name"].value in TARGETS:
+            kernel = dict(_fields(dict(_fields(dict(_fields(_message(operation)))[KERNEL_CALL]))[KERNEL]))
             found.append((kernel[NAME].decode(), _assembled(kernel[PTX], kernel[CAPABILITY], kernel.get(SHARED, 0))))
     return found
+
+
+def _message(call: Any) -> bytes:
+    attributes = call.attributes
+    typed = "mhlo.backend_config" in attributes
+    return zlib.decompress(
+        (attributes["mhlo.backend_config"]["opaque"] if typed else attributes["backend_config"]).value_bytes
+    )
 
 
 def _operations(operation: Any) -> Iterator[Any]:

@@ -7,15 +7,17 @@ rounded after. Triton and jax-triton are imported where a kernel is called, and 
 
 import functools
 import importlib.util
+import inspect
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax._src.interpreters import partial_eval
 from jax.custom_batching import sequential_vmap
 
 from .implementations import platform
@@ -25,7 +27,7 @@ MULTIPROCESSORS = 132
 """Of a Hopper GPU; where a device says how many it has, that counts."""
 CAPABILITY = 90
 """Compute capability that is compiled for where no device says its own."""
-
+BLACKWELL = 100
 _one_at_a_time = threading.Lock()
 
 
@@ -97,26 +99,35 @@ def triton_call(launch: Launch, *arrays: jax.Array, out: jax.ShapeDtypeStruct) -
 
 
 def _compile(launch: Launch, out: jax.ShapeDtypeStruct, *arrays: jax.Array) -> jax.Array:
-    jax_triton = _jax_triton()
-    return jax_triton.triton_call(
+    call, words = _jax_triton()
+    return call(
         *arrays,
         kernel=launch.kernel,
-        out_shape=out,
         grid=launch.programs,
         name=launch.kernel.__name__,
         num_warps=launch.warps,
         num_stages=launch.stages,
         compute_capability=capability(),
         PROGRAMS=launch.programs,
+        **words(out),
         **launch.constants,
     )
 
 
 @functools.cache
-def _jax_triton() -> Any:
-    import jax_triton  # pyright: ignore[reportMissingImports]
+def _jax_triton() -> tuple[Callable[..., Any], Callable[[Any], dict[str, Any]]]:
+    """The function that calls a kernel, and its arguments that have another name in each version."""
+    from jax_triton import triton_lib  # pyright: ignore[reportMissingImports]
+    from triton import knobs  # pyright: ignore[reportMissingImports]
 
-    return jax_triton
+    if capability() < BLACKWELL:
+        # Triton writes PTX as new as the newest assembler that it brings, which the driver or XLA's may not read.
+        os.environ.setdefault("TRITON_PTXAS_BLACKWELL_PATH", knobs.nvidia.ptxas.path)
+    # The rule of 0.4.1 for code that nobody needs fails on every call; without one JAX keeps a call as a whole.
+    partial_eval.dce_rules.pop(triton_lib.triton_kernel_call_p, None)
+    if "out_type" in inspect.signature(triton_lib.triton_call).parameters:
+        return triton_lib.triton_call, lambda out: {"out_type": out, "backend_options": {"enable_fp_fusion": True}}
+    return triton_lib.triton_call, lambda out: {"out_shape": out}
 
 
 def _interpret(launch: Launch, out: jax.ShapeDtypeStruct, *arrays: jax.Array) -> jax.Array:
