@@ -136,14 +136,20 @@ def rates(
 def compiled_pass(name: str, which: str) -> Callable[..., jax.Array]:
     """An implementation's forward, dx or dw, as a function of x, w, sizes and dy."""
 
+    return jax.jit(pass_of_product(lambda x, w, sizes: grouped_matmul(x, w, sizes, implementation=name), which))
+
+
+def pass_of_product(product_of: Callable[..., jax.Array], which: str) -> Callable[..., jax.Array]:
+    """The forward, dx or dw of a grouped matmul, as a function of x, w, sizes and dy."""
+
     def run(x, w, sizes, dy):
         def product(x, w):
-            return grouped_matmul(x, w, sizes, implementation=name)
+            return product_of(x, w, sizes)
 
         # Of both gradients, the compiler leaves out the one that is not asked for.
         return product(x, w) if which == "forward" else jax.vjp(product, x, w)[1](dy)[("dx", "dw").index(which)]
 
-    return jax.jit(run)
+    return run
 
 
 def _too_dear(name: str, case: Case) -> bool:

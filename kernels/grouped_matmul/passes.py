@@ -18,6 +18,8 @@ class Pass:
     """Of an element of x."""
     matrix_bits: int
     """Of an element of w as it is stored."""
+    transposed: bool = False
+    """The matrices are read transposed, as dx reads them."""
     outer: bool = False
     """The pass is dw: it sums over rows and writes a [depth, columns] for each group."""
     depth_unit: int = 1

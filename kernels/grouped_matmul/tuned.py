@@ -1,4 +1,4 @@
-"""Tiles that were measured: a small table for each kind of device, in `tuned/`, written by `dynamoe bench --tune`.
+"""Tiles that were measured: a small table for each kind of device, in `tuned/`, as `dynamoe bench --tune` writes it.
 
 Where a table has no row for a pass, or a kind of device no table, a kernel's own rule stands. Rows are found by powers
 of two: what suits 8,192 rows suits 7,000. Letters: M rows, D inner width, F output width, E groups.
@@ -31,6 +31,7 @@ class Key:
     groups: int
     bits: int
     matrix_bits: int
+    transposed: bool
     outer: bool
 
     @classmethod
@@ -43,6 +44,7 @@ class Key:
             groups=work.groups,
             bits=work.bits,
             matrix_bits=work.matrix_bits,
+            transposed=work.transposed,
             outer=work.outer,
         )
 

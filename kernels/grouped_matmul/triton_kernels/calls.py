@@ -104,12 +104,9 @@ def product(
     """
     from .plain import product as kernel
 
-    rows = (x if source is None else source).shape[0]
-    depth, columns = x.shape[1], w.shape[1 if transposed else 2]
-    bits = 8 * x.dtype.itemsize
-    work = Pass(rows=rows, depth=depth, columns=columns, groups=w.shape[0], bits=bits, matrix_bits=bits)
+    work = product_pass(x if source is None else source, x, w, transposed)
     tiles = tiles or choose_tiles(work)
-    outputs = rows if outputs is None else outputs
+    outputs = work.rows if outputs is None else outputs
     constants = _constants(work, tiles) | {
         "READABLE": x.shape[0],
         "WRITABLE": outputs,
@@ -120,7 +117,7 @@ def product(
     }
     # A kernel has all its arguments: what it does not look at is an array that it has.
     index = [group_sizes if given is None else given for given in (source, target, factor)]
-    out = jax.ShapeDtypeStruct((outputs, columns), x.dtype)
+    out = jax.ShapeDtypeStruct((outputs, work.columns), x.dtype)
     return triton_call(_launch(kernel, work, tiles, constants), x, w, group_sizes, *index, out=out)
 
 
@@ -140,18 +137,15 @@ def outer_products(
     """
     from .plain import outer as kernel
 
-    rows = (x if source is None else source).shape[0]
-    (readable, inner), (writable, width), groups = x.shape, dy.shape, group_sizes.shape[0]
-    bits = 8 * x.dtype.itemsize
-    work = Pass(rows=rows, depth=inner, columns=width, groups=groups, bits=bits, matrix_bits=bits, outer=True)
+    work = outer_pass(x if source is None else source, x, dy, group_sizes.shape[0])
     tiles = tiles or choose_tiles(work)
     constants = {
-        "ROWS": rows,
-        "INNER": inner,
-        "WIDTH": width,
-        **_groups(groups),
-        "READABLE": readable,
-        "WRITABLE": writable,
+        "ROWS": work.rows,
+        "INNER": work.depth,
+        "WIDTH": work.columns,
+        **_groups(work.groups),
+        "READABLE": x.shape[0],
+        "WRITABLE": dy.shape[0],
         "GATHERS": source is not None,
         "SCATTERS": target is not None,
         "TILE_ROWS": tiles.rows,
@@ -160,7 +154,7 @@ def outer_products(
         "PRECISION": "tf32x3",
     }
     index = [group_sizes if given is None else given for given in (source, target)]
-    out = jax.ShapeDtypeStruct((groups, inner, width), x.dtype)
+    out = jax.ShapeDtypeStruct((work.groups, work.depth, work.columns), x.dtype)
     return triton_call(_launch(kernel, work, tiles, constants), x, dy, group_sizes, *index, out=out)
 
 
@@ -169,7 +163,7 @@ def packed_product(x: jax.Array | QuantizedRows, w: Quantized, group_sizes: jax.
     from .packed import packed_product as kernel
 
     rows, scales = (x.codes, x.scales.reshape(-1)) if isinstance(x, QuantizedRows) else (x, group_sizes)
-    work = _packed_pass(w, rows, transposed=False)
+    work = packed_pass(rows, w, transposed=False)
     tiles = tiles or choose_tiles(work)
     constants = _constants(work, tiles) | _format(w) | {"INTEGERS": isinstance(x, QuantizedRows)}
     dtype = jnp.float32 if isinstance(x, QuantizedRows) else x.dtype
@@ -182,14 +176,53 @@ def packed_gradient(dy: jax.Array, w: Quantized, group_sizes: jax.Array, *, tile
     """dy @ w^T for packed w."""
     from .packed import packed_gradient as kernel
 
-    work = _packed_pass(w, dy, transposed=True)
+    work = packed_pass(dy, w, transposed=True)
     tiles = tiles or choose_tiles(work)
     out = jax.ShapeDtypeStruct((dy.shape[0], w.shape[1]), dy.dtype)
     launch = _launch(kernel, work, tiles, _constants(work, tiles) | _format(w))
     return triton_call(launch, dy, *_leaves(w, group_sizes), group_sizes, out=out)
 
 
-def _packed_pass(w: Quantized, rows: jax.Array, transposed: bool) -> Pass:
+def pass_of(which: str, x: jax.Array | QuantizedRows, w: jax.Array | Quantized, dy: jax.Array) -> Pass:
+    """What the kernel of "forward", "dx" or "dw" has to do."""
+    rows = dy if which == "dx" else x.codes if isinstance(x, QuantizedRows) else x
+    if which == "dw":
+        return outer_pass(rows, rows, dy, w.shape[0])
+    if isinstance(w, Quantized):
+        return packed_pass(rows, w, which == "dx")
+    return product_pass(rows, rows, w, which == "dx")
+
+
+def product_pass(places: jax.Array, x: jax.Array, w: jax.Array, transposed: bool) -> Pass:
+    """Of as many rows as there are places."""
+    columns, bits = w.shape[1 if transposed else 2], 8 * x.dtype.itemsize
+    return Pass(
+        rows=places.shape[0],
+        depth=x.shape[1],
+        columns=columns,
+        groups=w.shape[0],
+        bits=bits,
+        matrix_bits=bits,
+        transposed=transposed,
+    )
+
+
+def outer_pass(places: jax.Array, x: jax.Array, dy: jax.Array, groups: int) -> Pass:
+    """Of as many rows as there are places."""
+    bits = 8 * x.dtype.itemsize
+    return Pass(
+        rows=places.shape[0],
+        depth=x.shape[1],
+        columns=dy.shape[1],
+        groups=groups,
+        bits=bits,
+        matrix_bits=bits,
+        outer=True,
+    )
+
+
+def packed_pass(rows: jax.Array, w: Quantized, transposed: bool) -> Pass:
+    """With tiles that lie in one group of scales."""
     within = None if _one_scale(w) else math.gcd(DEEPEST, w.group_size)
     return Pass(
         rows=rows.shape[0],
@@ -198,6 +231,7 @@ def _packed_pass(w: Quantized, rows: jax.Array, transposed: bool) -> Pass:
         groups=w.shape[0],
         bits=8 * rows.dtype.itemsize,
         matrix_bits=w.format.bits,
+        transposed=transposed,
         deepest=None if transposed else within,
         widest=within if transposed else None,
     )
