@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 
 TARGETS = ("triton_kernel_call", "triton_kernel_call_ffi")
 """Of jax-triton 0.3, and 0.4."""
-KERNEL_CALL, KERNEL = 1, 1
-"""Fields of a message: the call in what may be one of several kinds of calls, and the kernel in the call."""
-NAME, SHARED, PTX, CAPABILITY = 1, 3, 4, 6
-"""Fields of a kernel."""
+KERNEL_CALL, CALL_NAME = 1, 4
+"""Fields of a message: the call, which may be of several kinds, and what it was named."""
+KERNEL = 1
+"""Of a call."""
+SHARED, PTX, CAPABILITY = 3, 4, 6
+"""Of a kernel."""
 
 
 class Resources(NamedTuple):
@@ -40,7 +42,7 @@ def triton_resources(module: Any) -> list[tuple[str, Resources | None]]:
         module: of MLIR, as `lowered.compiler_ir()` returns it.
 
     Returns:
-        Names, and resources, or None where no `ptxas` is installed.
+        Names of the calls, and resources, or None where no `ptxas` is installed.
 
     Raises:
         RuntimeError: ptxas refuses a kernel; it says why.
@@ -48,8 +50,10 @@ def triton_resources(module: Any) -> list[tuple[str, Resources | None]]:
     found = []
     for operation in _operations(module.operation):
         if operation.name == "stablehlo.custom_call" and operation.attributes["call_target_name"].value in TARGETS:
-            kernel = dict(_fields(dict(_fields(dict(_fields(_message(operation)))[KERNEL_CALL]))[KERNEL]))
-            found.append((kernel[NAME].decode(), _assembled(kernel[PTX], kernel[CAPABILITY], kernel.get(SHARED, 0))))
+            call = dict(_fields(_message(operation)))
+            kernel = dict(_fields(dict(_fields(call[KERNEL_CALL]))[KERNEL]))
+            resources = _assembled(kernel[PTX], kernel[CAPABILITY], kernel.get(SHARED, 0))
+            found.append((call[CALL_NAME].decode(), resources))
     return found
 
 

@@ -35,6 +35,8 @@ _one_at_a_time = threading.Lock()
 class Launch:
     """How a kernel is called."""
 
+    name: str
+    """Of the call in profiles and reports."""
     kernel: Any
     """Made by `triton.jit`."""
     programs: int
@@ -104,7 +106,7 @@ def _compile(launch: Launch, out: jax.ShapeDtypeStruct, *arrays: jax.Array) -> j
         *arrays,
         kernel=launch.kernel,
         grid=launch.programs,
-        name=launch.kernel.__name__,
+        name=launch.name,
         num_warps=launch.warps,
         num_stages=launch.stages,
         compute_capability=capability(),

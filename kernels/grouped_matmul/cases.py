@@ -69,6 +69,8 @@ class Case(NamedTuple):
         """What a pass is measured over: packed weights where they are read more than used, integers in inference."""
         kinds = numbers_here()
         floats = tuple(numbers for numbers in kinds if numbers.weights is None)
+        if self.kind == "models" and jax.default_backend() != "cpu":
+            floats = floats[:1]  # at full size one kind is enough
         if which != "forward" or self.kind == "layer" or self.phase == "training":
             return floats
         return tuple(numbers for numbers in kinds if self.decodes or numbers in floats or numbers.integer_rows)

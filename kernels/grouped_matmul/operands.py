@@ -11,10 +11,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..quantized import INT4, INT8, Format, Quantized, QuantizedRows, dequantize, quantize, quantize_rows
+from ..quantized import (
+    FP8_E4M3,
+    INT4,
+    INT8,
+    MXFP4,
+    NF4,
+    Format,
+    Quantized,
+    QuantizedRows,
+    dequantize,
+    quantize,
+    quantize_rows,
+)
 from .shapes import Shape
 
-ALLOWED_ERROR = {"float32": 1e-5, "bfloat16": 1e-2}
+ALLOWED_ERROR = {"float32": 1e-5, "bfloat16": 1e-2, "float16": 2e-3}
 """By the dtype of the result: of the largest element. bfloat16 keeps 8 bits: an operand that is unpacked to it, and the
 result, are off by up to 0.4%."""
 INT4_GROUP = 128
@@ -22,6 +34,10 @@ INT4_GROUP = 128
 CHECKED = 3e9
 """Floating-point operations, above which of a result every row is checked in some columns alone."""
 CHECKED_COLUMNS = 64
+
+
+FLOATS = {"cpu": ("float32", "bfloat16"), "gpu": ("bfloat16", "float16")}
+"""The first is the main one."""
 
 
 class Numbers(NamedTuple):
@@ -63,9 +79,10 @@ def numbers_on(platform: str) -> tuple[Numbers, ...]:
 
     On an accelerator that is bfloat16, and there is no float32: its units may round that to fewer bits, each its own.
     """
-    floats = ("float32", "bfloat16") if platform == "cpu" else ("bfloat16",)
+    floats = FLOATS.get(platform, ("bfloat16",))
     main = floats[0]
-    packed = Numbers("int8", main, INT8), Numbers("int4", main, INT4), Numbers("int8 x int8", main, INT8, True)
+    formats = (INT8, INT4, FP8_E4M3, NF4, MXFP4) if platform == "gpu" else (INT8, INT4)
+    packed = (*(Numbers(format.name, main, format) for format in formats), Numbers("int8 x int8", main, INT8, True))
     return (*(Numbers(name, name) for name in floats), *packed)
 
 
@@ -120,7 +137,7 @@ def _matrix_columns(w: jax.Array | Quantized, columns: jax.Array, transposed: bo
     return (wide[:, columns].swapaxes(1, 2) if transposed else wide[:, :, columns]).astype(jnp.float32)
 
 
-@functools.lru_cache(maxsize=6)  # the kinds of one shape: cases that share matrices follow one another
+@functools.lru_cache(maxsize=8)  # the kinds of one shape: cases that share matrices follow one another
 def matrices(numbers: Numbers, groups: int, inner: int, width: int) -> jax.Array | Quantized:
     """w of `operands`."""
     w = jnp.asarray(_host_matrices(groups, inner, width)).astype(numbers.dtype)

@@ -1,15 +1,17 @@
 """The Triton kernels compile for every GPU of the table, and ptxas finds registers for all they hold."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from dynamoe.kernels import grouped_matmul
-from dynamoe.kernels.aot import Report, compile_for
+from dynamoe.kernels.aot import Report, compile_for, mesh_for
 from dynamoe.kernels.chips import CHIPS
 from dynamoe.kernels.grouped_matmul.shapes import MODELS, model_shape
 from dynamoe.kernels.grouped_matmul.triton_kernels.tiles import SHARED_BYTES
@@ -17,6 +19,7 @@ from dynamoe.kernels.quantized import FORMATS, INT2, INT4, INT8, Quantized, quan
 from dynamoe.moe import Dispatcher, DroplessDispatcher, FusedDispatcher, MoE, SwiGLU, TopK
 
 EVERY_GPU = pytest.mark.parametrize("chip", [name for name, chip in CHIPS.items() if chip.gpu is not None])
+PASSES = ("grouped_matmul", "grouped_matmul_dx", "grouped_matmul_dw")
 ROWS, GROUPS, INNER, WIDTH = 384, 8, 512, 768
 PACKED = [(format, None, False) for format in FORMATS.values() if format != INT2]
 PACKED += [(INT4, 64, True), (INT8, 128, False)]
@@ -55,16 +58,16 @@ def assert_fits(report: Report, *names: str) -> None:
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_plain_matrices_compile(chip, dtype):
     report = compiled(chip, ROWS, GROUPS, INNER, WIDTH, dtype)
-    assert_fits(report, "product", "product", "outer")
+    assert_fits(report, *PASSES)
     assert report.flops == 3 * 2 * ROWS * INNER * WIDTH
-    assert "registers, 0 bytes spilled" in dict(report.table())["outer"]
+    assert "registers, 0 bytes spilled" in dict(report.table())["grouped_matmul_dw"]
     # Nothing but the plan-free kernels: what XLA itself would need for a dense product is not there.
     assert report.temporary_bytes < 4096
 
 
 def test_axes_that_no_tile_divides_compile():
-    assert_fits(compiled("h200", 3, 5, 77, 130, jnp.float32), "product", "product", "outer")
-    assert_fits(compiled("h200", 333, 3, 4100, 4100, jnp.bfloat16), "product", "product", "outer")
+    assert_fits(compiled("h200", 3, 5, 77, 130, jnp.float32), *PASSES)
+    assert_fits(compiled("h200", 333, 3, 4100, 4100, jnp.bfloat16), *PASSES)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -73,7 +76,7 @@ def test_models_in_training_and_decoding_compile(model):
     for phase in ("training", "decode"):
         rows, inner, width = model_shape(model, phase, "up", 1)
         report = compiled("h200", rows, experts, inner, width, jnp.bfloat16)
-        assert_fits(report, "product", "product", "outer")
+        assert_fits(report, *PASSES)
 
 
 @EVERY_GPU
@@ -86,7 +89,7 @@ def test_packed_matrices_compile(chip, rows):
 
         w = jax.eval_shape(packed, shape(GROUPS, INNER, WIDTH))
         arrays = shape(rows, INNER), w, shape(rows, WIDTH), shape(GROUPS, dtype=jnp.int32)
-        assert_fits(compile_for(chip, forward_and_backward, *arrays), "packed_product", "packed_gradient")
+        assert_fits(compile_for(chip, forward_and_backward, *arrays), *PASSES[:2])
 
 
 @EVERY_GPU
@@ -97,7 +100,7 @@ def test_products_of_integers_compile(chip):
         return grouped_matmul(quantize_rows(x), w, sizes, implementation="triton")
 
     arrays = shape(ROWS, INNER), w, shape(GROUPS, dtype=jnp.int32)
-    assert_fits(compile_for(chip, product, *arrays), "packed_product")
+    assert_fits(compile_for(chip, product, *arrays), PASSES[0])
 
 
 def test_a_layer_that_moves_tokens_in_its_products_copies_none_of_them():
@@ -119,7 +122,31 @@ def test_a_layer_that_moves_tokens_in_its_products_copies_none_of_them():
 
     fused = compiled_layer(FusedDispatcher(implementation="triton"), SwiGLU(hidden=hidden))
     apart = compiled_layer(DroplessDispatcher(), SwiGLU(hidden=hidden, implementation="triton"))
-    assert_fits(fused, *["product"] * 3, *["product", "outer"] * 3)
+    assert_fits(fused, *PASSES[:1] * 3, *PASSES[1:] * 3)
     assert fused.flops == apart.flops
     copy = 2 * assignments * width
     assert fused.temporary_bytes <= apart.temporary_bytes - copy
+
+
+def test_on_a_mesh_each_device_multiplies_its_own_rows():
+    mesh = mesh_for("h100", {"data": 2, "tensor": 2})
+    by_rows, by_width = PartitionSpec("data"), PartitionSpec(None, None, "tensor")
+
+    def product(x: jax.Array, w: jax.Array, sizes: jax.Array) -> jax.Array:
+        local: Callable[..., jax.Array] = jax.shard_map(
+            lambda x, w, sizes: grouped_matmul(x, w, sizes, implementation="triton"),
+            mesh=mesh,
+            in_specs=(by_rows, by_width, by_rows),
+            out_specs=PartitionSpec("data", "tensor"),
+        )
+        return jnp.sum(local(x, w, sizes).astype(jnp.float32))
+
+    def placed(array: jax.ShapeDtypeStruct, spec: PartitionSpec) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=NamedSharding(mesh, spec))
+
+    x, w = placed(shape(ROWS, INNER), by_rows), placed(shape(GROUPS, INNER, WIDTH), by_width)
+    sizes = placed(shape(2 * GROUPS, dtype=jnp.int32), by_rows)
+    report = compile_for("h100", jax.value_and_grad(product, (0, 1)), x, w, sizes, mesh=mesh)
+    assert_fits(report, *PASSES)
+    assert report.flops == 3 * 2 * ROWS * INNER * WIDTH
+    assert {("data",), ("tensor",)} <= {collective.axes for collective in report.collectives}

@@ -280,6 +280,7 @@ def _groups(groups: int) -> dict[str, int]:
 
 def _launch(kernel: Any, work: Pass, tiles: GpuTiles, constants: dict[str, Any]) -> Launch:
     return Launch(
+        name="grouped_matmul" + ("_dw" if work.outer else "_dx" if work.transposed else ""),
         kernel=kernel,
         programs=programs(work, tiles),
         constants=constants,

@@ -49,7 +49,7 @@ def rule(work: Pass) -> GpuTiles:
     if few:
         each = -(-work.rows // work.groups)
         rows = next(rows for rows in ROWS if rows >= each or rows == FEW)
-        return _fitting(work, GpuTiles(rows, 128 // half**2, 128, warps=4, stages=5))
+        return _fitting(work, GpuTiles(rows, 128 // half**2, 128, warps=4, stages=5 if work.packed else 3))
     if work.packed:
         return _fitting(work, GpuTiles(128, 64 // half, 128, warps=8, stages=4))
     wide = 128 if work.bits == 32 or work.columns <= 128 else 256
