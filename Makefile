@@ -30,7 +30,7 @@ test-aot: $(AOT_VENV)/.installed ## Compile the kernels for chips that are not h
 	$(AOT_VENV)/bin/python -m pytest --numprocesses $(WORKERS) --dist worksteal tests/aot
 
 test-parity: $(PARITY_VENV)/.installed ## Hold published model families to transformers, and Triton kernels in its interpreter to float64; torch has a .venv of its own
-	$(PARITY_VENV)/bin/python -m pytest --numprocesses $(WORKERS) --dist worksteal -m parity tests/models tests/experiments/commands/test_generation_models.py
+	$(PARITY_VENV)/bin/python -m pytest --numprocesses $(WORKERS) --dist worksteal -m parity tests/models tests/experiments/commands
 	TRITON_INTERPRET=1 $(PARITY_VENV)/bin/python -m pytest --numprocesses $(WORKERS) --dist worksteal $(wildcard tests/kernels/test_triton*.py)
 
 test-smoke-312: ## Run the tests marked smoke on Python 3.12 and the newest JAX, where that Python exists

@@ -83,7 +83,7 @@ def bench_kernel(kernel: ModuleType, cases: Sequence[Any], rounds: int, output: 
                         entry.percents.append(rates["percent_of_ceiling"])
                 _add_rows(table, case, which, names, lines, measure)
                 if output is not None:
-                    _append(output, [{**line, **_facts(kernel)} for line in lines])
+                    append_lines(output, [{**line, **facts(kernel)} for line in lines])
     _print(table, console)
     _print(_summary(found), console)
     return 0
@@ -149,7 +149,7 @@ def _line(
     }
 
 
-def _facts(kernel: ModuleType) -> dict[str, Any]:
+def facts(kernel: ModuleType) -> dict[str, Any]:
     """On what it ran."""
     return {
         "device": jax.devices()[0].device_kind,
@@ -165,7 +165,7 @@ def _facts(kernel: ModuleType) -> dict[str, Any]:
     }
 
 
-def _append(output: Path, lines: list[dict[str, Any]]) -> None:
+def append_lines(output: Path, lines: list[dict[str, Any]]) -> None:
     """At once, so that what was measured stays if the rest is interrupted."""
     with output.open("a", encoding="utf-8") as file:
         file.write("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))

@@ -1,223 +1,205 @@
 """`dynamoe bench moe_layer`: a layer, forward and backward, against its bare products and another library's layer.
 
-Letters: T tokens, D width, F hidden width, E experts, K experts per token, A = T * K assignments.
+Time, and the memory that a pass needs at once. Letters: T tokens, D width, E experts.
 """
 
-import dataclasses
-import importlib.util
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jaxtyping import Array, Float, Int
 from rich.console import Console
 
-from ...kernels import grouped_matmul
-from ...kernels.measuring import Call, in_turns, ratio
-from ...moe import DenseDispatcher, Experts, MoE, SwiGLU, TopK
+from ...kernels.grouped_matmul import bench as kernel
+from ...kernels.grouped_matmul.cases import CPU_DIVISOR
+from ...kernels.measuring import in_turns, ratio
 from ..page import Table
 from ..tables import for_terminal
+from .bench_kernel import append_lines, facts
+from .bench_layer_ours import (
+    MOVES,
+    OWN,
+    Results,
+    Timed,
+    every_expert_on_every_token,
+    notes,
+    timed_layer,
+    timed_moves,
+    timed_products,
+    variants,
+)
+from .bench_layer_problem import Problem, Shape, draw
+from .bench_layer_torch import PRODUCTS, block_name, peer_versions, timed_torch_products, timed_transformers_block
 
-LAYER_ERROR = 1e-4
-"""Allowed error of an output or a gradient, as a part of its largest element."""
-LAYER, MOVES, OWN = "the layer", "the layer, its experts passing rows on", "its products alone"
-TORCH, PEER = "its products by torch's grouped_mm", "transformers' OLMoE block, grouped_mm"
-
-
-class Shape(NamedTuple):
-    """Of a layer."""
-
-    tokens: int
-    width: int
-    hidden: int
-    experts: int
-    chosen: int
-
-
-OLMOE_LIKE = Shape(tokens=4096, width=512, hidden=256, experts=64, chosen=8)
-"""OLMoE's experts and choice at a quarter of its widths: of a size for a CPU."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PassingOn(Experts):
-    """Experts without a product: what is left of a layer is routing, sorting, gathering and combining."""
-
-    def build(self, *, experts: int, width: int, key: jax.Array) -> "PassingOnExperts":
-        return PassingOnExperts()
+ORACLE = "every expert on every token"
+ORACLE_TOKENS = 512
+"""That the oracle, which does E / K times the work, is computed for."""
+Made = TypeVar("Made")
 
 
-class PassingOnExperts(nnx.Module):
-    def __call__(self, rows: Float[Array, "..."], group_sizes: Int[Array, " E"] | None) -> Float[Array, "..."]:
-        return rows
+def bench_layer(shapes: Sequence[Shape], rounds: int, output: Path | None, console: Console) -> int:
+    """One shape after the other: check outputs and gradients, then time; 1 where one is wrong.
+
+    Args:
+        shapes: of the layers.
+        rounds: how often each contender is timed.
+        output: for a JSON line of each contender; None: nowhere.
+        console: for the rest.
+    """
+    return max(_bench(shape, rounds, output, console) for shape in shapes)
 
 
-def bench_layer(rounds: int, console: Console, shape: Shape = OLMOE_LIKE) -> int:
-    """Check the layer's output and gradients, then time it; 1 where they are wrong."""
-    config = _config(shape, SwiGLU(hidden=shape.hidden))
-    params, layer = _compiled(config, shape)
-    x, dy = (jax.random.normal(jax.random.key(seed), (1, shape.tokens, shape.width)) for seed in (1, 2))
-    peers = _with_torch(shape, params, x, dy) if importlib.util.find_spec("torch") else _Peers({}, None)
-    missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
-    if missing:
-        console.print(f"{' and '.join(missing)} is not installed: no comparison with it", highlight=False)
-    console.print(
-        f"{shape.tokens:,} tokens of width {shape.width}, {shape.experts} experts of hidden width {shape.hidden}, "
-        f"{shape.chosen} per token, float32; forward and backward",
-        highlight=False,
-    )
-    if not all(check(console) for check in _checks(config, shape, layer, params, x, dy, peers)):
-        console.print("a result is wrong: nothing is timed")
+def _bench(shape: Shape, rounds: int, output: Path | None, console: Console) -> int:
+    console.print(str(shape), highlight=False)
+    if " / " in shape.model:
+        console.print(f"on CPU tokens and widths are divided by {CPU_DIVISOR}", highlight=False)
+    for note in notes(shape):
+        console.print(note, highlight=False)
+    problem = _attempt(shape.model or "the layer", lambda: draw(shape), console)
+    if problem is None:
+        return 0
+    contenders = _contenders(problem, console)
+    if reason := _mistake(problem, contenders, console):
+        console.print(f"{reason}: nothing is timed")
         return 1
-    passing, moves = _compiled(_config(shape, PassingOn()), shape)
-    products = _products(shape)
-    calls = {
-        LAYER: Call(lambda: layer(params, x, dy)),
-        MOVES: Call(lambda: moves(passing, x, dy)),
-        OWN: Call(products),
-        **peers.calls,
-    }
-    for call in calls.values():
-        call()
-    seconds = in_turns(calls, rounds)
-    measure = TORCH if TORCH in seconds else OWN
-    rows = [
-        (name, f"{np.median(of) * 1e3:.0f}", f"{ratio(of, seconds[measure]).median:.2f}")
-        for name, of in seconds.items()
-    ]
-    caption = f"Medians of {rounds} rounds in turns; the ratio is that of the times of one round, to {measure}."
-    console.print(for_terminal(Table(("", "ms", "ratio"), rows, caption)))
+    seconds = in_turns({name: timed.call for name, timed in contenders.items()}, rounds)
+    lines = [_line(shape, name, seconds, contenders[name]) for name in seconds]
+    console.print(for_terminal(_table(lines, rounds)))
+    if output is not None:
+        append_lines(output, [{**line, **_machine()} for line in lines])
     return 0
 
 
-class _Peers(NamedTuple):
-    calls: dict[str, Call]
-    results: Callable[[], tuple[np.ndarray, ...]] | None
-    """Output, gradient of x and of the down projections, by the other library; None where it is not installed."""
-
-
-def _config(shape: Shape, expert: Experts) -> MoE:
-    router = TopK(k=shape.chosen, renormalize=False)
-    return MoE(experts=shape.experts, router=router, expert=expert, losses=())
-
-
-def _compiled(config: MoE, shape: Shape) -> tuple[nnx.State, Callable[..., Any]]:
-    """The layer's parameters, and its output and gradients as a function of them, of x and of the output's gradient."""
-    layer = config.build(width=shape.width, key=jax.random.key(0))
-    graph, params, rest = nnx.split(layer, nnx.Param, ...)
-
-    @jax.jit
-    def run(params: nnx.State, x: jax.Array, dy: jax.Array) -> tuple[jax.Array, Any]:
-        y, back = jax.vjp(lambda params, x: nnx.merge(graph, params, rest)(x)[0], params, x)
-        return y, back(dy)
-
-    return params, run
-
-
-def _products(shape: Shape) -> Callable[[], Any]:
-    """The grouped products of SwiGLU experts over equal groups, forward and backward, and nothing else."""
-    assignments = shape.tokens * shape.chosen
-    sizes = jnp.full(shape.experts, assignments // shape.experts, jnp.int32)
-    keys = iter(jax.random.split(jax.random.key(3), 7))
-    x, hidden = (jax.random.normal(next(keys), (assignments, n)) for n in (shape.width, shape.hidden))
-    gate, up = (jax.random.normal(next(keys), (shape.experts, shape.width, shape.hidden)) for _ in range(2))
-    down = jax.random.normal(next(keys), (shape.experts, shape.hidden, shape.width))
-
-    @jax.jit
-    def run(x: jax.Array, hidden: jax.Array, weights: tuple[jax.Array, ...]) -> list[Any]:
-        results = []
-        for rows, weight, dy in zip((x, x, hidden), weights, (hidden, hidden, x), strict=True):
-            y, back = jax.vjp(lambda rows, weight: grouped_matmul(rows, weight, sizes), rows, weight)
-            results.append((y, back(dy)))
-        return results
-
-    return lambda: run(x, hidden, (gate, up, down))
-
-
-def _checks(
-    config: MoE, shape: Shape, layer: Callable, params: nnx.State, x: jax.Array, dy: jax.Array, peers: _Peers
-) -> Iterator[Callable[[Console], bool]]:
-    """Against every expert on every one of some tokens, and against the other library on all."""
-    some = min(512, shape.tokens)
-    _, oracle = _compiled(dataclasses.replace(config, dispatcher=DenseDispatcher()), shape)
-    part = (x[:, :some], dy[:, :some])
-    yield lambda console: _equal("every expert on every token", layer(params, *part), oracle(params, *part), console)
-    if (results := peers.results) is not None:
-        yield lambda console: _equal(PEER, _shown(layer(params, x, dy)), results(), console)
-
-
-def _shown(result: tuple[jax.Array, Any]) -> tuple[np.ndarray, ...]:
-    y, (dparams, dx) = result
-    return tuple(np.asarray(array) for array in (y, dx, dparams["experts"]["down"][...]))
-
-
-def _equal(name: str, found: Any, expected: Any, console: Console) -> bool:
-    errors = [
-        np.abs(np.asarray(a, np.float64) - np.asarray(b)).max() / max(np.abs(np.asarray(b)).max(), 1e-30)
-        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
-    ]
-    console.print(f"largest error against {name}: {max(errors):.1e}, allowed is {LAYER_ERROR:.0e}", highlight=False)
-    return bool(max(errors) <= LAYER_ERROR)
-
-
-def _with_torch(shape: Shape, params: nnx.State, x: jax.Array, dy: jax.Array) -> _Peers:
-    """The same products by torch, and transformers' layer with the same weights where it is installed."""
-    import torch  # pyright: ignore[reportMissingImports]
-
-    def tensor(array: Any) -> Any:
-        return torch.from_numpy(np.array(array)).requires_grad_()
-
-    assignments = shape.tokens * shape.chosen
-    ends = torch.arange(1, shape.experts + 1, dtype=torch.int32) * (assignments // shape.experts)
-    rows, hidden = torch.randn(assignments, shape.width), torch.randn(assignments, shape.hidden)
-    gate, up, down = (tensor(params["experts"][name][...]) for name in ("gate", "up", "down"))
-    operands = [(rows, gate, hidden), (rows, up, hidden), (hidden, down, rows)]
-
-    def products() -> None:
-        for a, weight, gradient in operands:
-            a = a.detach().requires_grad_()
-            y = torch.nn.functional.grouped_mm(a, weight, offs=ends)
-            torch.autograd.grad(y, (a, weight), gradient)
-
-    calls = {TORCH: Call(products, lambda _: None)}
-    if importlib.util.find_spec("transformers") is None:
-        return _Peers(calls, None)
-    block, given, gradient = _transformers_block(shape, params), tensor(x), torch.from_numpy(np.array(dy))
-
-    def run() -> tuple[Any, ...]:
-        y = block(given)
-        return (y, *torch.autograd.grad(y, (given, *block.parameters()), gradient))
-
-    def results() -> tuple[np.ndarray, ...]:
-        y, dx, *dparams = run()
-        named = dict(zip((name for name, _ in block.named_parameters()), dparams, strict=True))
-        return tuple(array.detach().numpy() for array in (y, dx, named["experts.down_proj"].transpose(1, 2)))
-
-    return _Peers(calls | {PEER: Call(run, lambda _: None)}, results)
-
-
-def _transformers_block(shape: Shape, params: nnx.State) -> Any:
-    import torch  # pyright: ignore[reportMissingImports]
-    from transformers import OlmoeConfig  # pyright: ignore[reportMissingImports]
-    from transformers.models.olmoe import modeling_olmoe  # pyright: ignore[reportMissingImports]
-
-    config = OlmoeConfig(
-        hidden_size=shape.width,
-        intermediate_size=shape.hidden,
-        num_experts=shape.experts,
-        num_experts_per_tok=shape.chosen,
-        norm_topk_prob=False,
-        experts_implementation="grouped_mm",
-    )
-    block = modeling_olmoe.OlmoeSparseMoeBlock(config)
-    gate, up, down = (np.asarray(params["experts"][name][...]).swapaxes(1, 2) for name in ("gate", "up", "down"))
-    values = {
-        "gate.weight": np.asarray(params["router"]["gate"]["kernel"][...]).T,
-        "experts.gate_up_proj": np.concatenate([gate, up], axis=1),
-        "experts.down_proj": down,
+def _contenders(problem: Problem, console: Console) -> dict[str, Timed]:
+    """Those that can be had, each called once; of the others, why not."""
+    makers: dict[str, Callable[[], Timed]] = {
+        **{name: functools.partial(timed_layer, config, problem) for name, config in variants(problem.shape).items()},
+        MOVES: lambda: timed_moves(problem),
+        OWN: lambda: timed_products(problem),
     }
-    block.load_state_dict({name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in values.items()})
-    return block
+    peers: dict[str, Callable[[], Timed]] = {
+        PRODUCTS: lambda: timed_torch_products(problem),
+        block_name(problem.shape): lambda: timed_transformers_block(problem),
+    }
+    found = {
+        name: _attempt(name, _called(make), console, peer=name in peers) for name, make in (makers | peers).items()
+    }
+    return {name: timed for name, timed in found.items() if timed is not None}
+
+
+def _called(make: Callable[[], Timed]) -> Callable[[], Timed]:
+    """The same, called once: what lacks memory says so then."""
+
+    def made() -> Timed:
+        timed = make()
+        timed.call()
+        return timed
+
+    return made
+
+
+def _attempt(name: str, make: Callable[[], Made], console: Console, peer: bool = False) -> Made | None:
+    """What `make` returns; None, and the reason is printed, where a peer fails, ours refuses, or memory is too little.
+
+    Any other error is a mistake of ours.
+    """
+    try:
+        return make()
+    except Exception as error:
+        if not (peer or isinstance(error, NotImplementedError) or "RESOURCE_EXHAUSTED" in str(error)):
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    console.print(f"{name} is left out: {reason}", highlight=False)
+    return None
+
+
+def _mistake(problem: Problem, contenders: dict[str, Timed], console: Console) -> str:
+    """Hold every layer against every expert on some tokens, and against the other library on all; empty if equal."""
+    some = jnp.arange(min(ORACLE_TOKENS, problem.shape.tokens)) * max(problem.shape.tokens // ORACLE_TOKENS, 1)
+    references = dict(_references(problem, contenders, some, console))
+    found = [
+        _equal(name, results, reference, expected, problem.shape, console)
+        for reference, (given, tokens, expected) in references.items()
+        for name, timed in contenders.items()
+        if name != reference and (results := _results(timed, given, tokens)) is not None
+    ]
+    if not found:
+        return "there is nothing to compare"
+    return "" if all(found) else "a result is wrong"
+
+
+def _references(
+    problem: Problem, contenders: dict[str, Timed], some: jax.Array, console: Console
+) -> Iterator[tuple[str, tuple[jax.Array, jax.Array, Results]]]:
+    """What results are compared with: name, gradient of the output, tokens, and what is right.
+
+    With a gradient that is 0 at all other tokens, the weights' gradients are those of some: so the very program that
+    is timed, over all tokens, is held against the oracle.
+    """
+    oracle = _attempt(ORACLE, lambda: every_expert_on_every_token(problem, some), console)
+    if oracle is not None:
+        masked = jnp.zeros_like(problem.dy).at[:, some].set(problem.dy[:, some])
+        yield ORACLE, (masked, some, oracle)
+    peer = block_name(problem.shape)
+    if peer in contenders and (results := contenders[peer].results) is not None:
+        yield peer, (problem.dy, jnp.arange(problem.shape.tokens), results(problem.dy))
+
+
+def _results(timed: Timed, dy: jax.Array, tokens: jax.Array) -> Results | None:
+    if timed.results is None:
+        return None
+    results, rows = timed.results(dy), np.asarray(tokens)
+    return results._replace(y=results.y[rows], x=results.x[rows])
+
+
+def _equal(name: str, found: Results, reference: str, expected: Results, shape: Shape, console: Console) -> bool:
+    errors = [np.abs(a - b).max() / max(np.abs(b).max(), 1e-30) for a, b in zip(found, expected, strict=True)]
+    worst = float(max(error if np.isfinite(error) else np.inf for error in errors))
+    console.print(
+        f"{name}: largest error against {reference}: {worst:.1e}, allowed is {shape.allowed_error:.0e}",
+        highlight=False,
+    )
+    return worst <= shape.allowed_error
+
+
+def _line(shape: Shape, name: str, seconds: dict[str, np.ndarray], timed: Timed) -> dict[str, Any]:
+    measure = next(measure for measure in (PRODUCTS, OWN, *seconds) if measure in seconds)
+    times, found = seconds[name], ratio(seconds[name], seconds[measure])
+    return {
+        "model": shape.model,
+        "shape": {key: value for key, value in shape._asdict().items() if key != "model"},
+        "contender": name,
+        "seconds": {"median": float(np.median(times)), "fastest": float(times.min())},
+        "ratio": {measure: found._asdict()},
+        "temporary_bytes": timed.temporary_bytes,
+        "rounds": len(times),
+    }
+
+
+def _table(lines: list[dict[str, Any]], rounds: int) -> Table:
+    (measure,) = lines[0]["ratio"]
+    rows = [
+        (
+            line["contender"],
+            *(f"{line['seconds'][which] * 1e3:.0f}" for which in ("median", "fastest")),
+            f"{line['ratio'][measure]['median']:.2f}",
+            "–" if line["temporary_bytes"] is None else f"{line['temporary_bytes'] / 1e6:,.1f}",
+        )
+        for line in lines
+    ]
+    caption = (
+        f"Medians of {rounds} rounds in turns; the ratio is that of the times of one round, to {measure}. Temporary MB "
+        "are what a pass needs at once beyond its arguments and outputs"
+    )
+    uncounted = any(line["temporary_bytes"] is None for line in lines)
+    columns = ("", "ms", "fastest", "ratio", "temporary MB")
+    return Table(columns, rows, caption + ("; torch's are not counted on CPU." if uncounted else "."))
+
+
+def _machine() -> dict[str, Any]:
+    """On what it ran."""
+    found = facts(kernel)
+    return {**found, "versions": {**found["versions"], **peer_versions()}}

@@ -10,6 +10,16 @@ from ...kernels.grouped_matmul.cases import Case
 from ...kernels.grouped_matmul.tuning import tune, write_table
 
 
+def check_gpu() -> None:
+    """Refuse another platform.
+
+    Raises:
+        ValueError: there is no GPU.
+    """
+    if jax.default_backend() != "gpu":
+        raise ValueError(f"tune is True; tables are of GPUs, and the platform is {jax.default_backend()}")
+
+
 def tune_kernel(cases: Iterable[Case], rounds: int, output: Path | None, console: Console) -> int:
     """Tune pass by pass, and write each as soon as it is found: what ends early keeps what it has.
 
@@ -20,11 +30,8 @@ def tune_kernel(cases: Iterable[Case], rounds: int, output: Path | None, console
         console: to print to.
 
     Raises:
-        ValueError: there is no GPU.
         ArithmeticError: a candidate's result is wrong.
     """
-    if jax.default_backend() != "gpu":
-        raise ValueError(f"tune is True; tables are of GPUs, and the platform is {jax.default_backend()}")
     file = None
     for found in tune(cases, rounds):
         for failure in found.failed:

@@ -3,14 +3,15 @@
 import dataclasses
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from dynamoe.experiments.commands import bench_compile
+from dynamoe.experiments.commands import bench as bench_command
+from dynamoe.experiments.commands import bench_compile, bench_tune
 from dynamoe.experiments.experiment import Experiment
 from dynamoe.experiments.recipes import standard_library, standard_library_dense
 from dynamoe.kernels import sort_by_expert
@@ -18,7 +19,11 @@ from dynamoe.kernels.aot import Report
 from dynamoe.kernels.ceilings import Ceilings
 from dynamoe.kernels.grouped_matmul import api, bench, peers
 from dynamoe.kernels.grouped_matmul.cases import Case
+from dynamoe.kernels.grouped_matmul.passes import Pass
 from dynamoe.kernels.grouped_matmul.shapes import Shape
+from dynamoe.kernels.grouped_matmul.triton_kernels.tiles import GpuTiles
+from dynamoe.kernels.grouped_matmul.tuned import Key
+from dynamoe.kernels.grouped_matmul.tuning import Tuned
 from dynamoe.kernels.token_permute import bench as token_permute
 from dynamoe.kernels.token_permute.api import PERMUTES, SORTS
 from dynamoe.models import Decoder
@@ -98,13 +103,20 @@ def test_a_wrong_result_has_status_1_and_is_not_timed(
     ("arguments", "message"),
     [
         (("--rounds", "0"), "rounds is 0; it must be at least 1"),
-        (("training_step", "--quick"), "quick is True; training_step has one shape"),
+        (("training_step", "--quick"), "quick is True; training_step has no shape to leave out"),
         (("training_step", "--output", "here"), "output is here; training_step writes none"),
-        (("moe_layer", "--quick"), "quick is True; moe_layer has one shape"),
-        (("token_permute", "--model", "OLMoE"), "model is OLMoE; it is for grouped_matmul"),
+        (("moe_layer", "--quick"), "quick is True; moe_layer has no shape to leave out"),
+        (
+            ("token_permute", "--model", "OLMoE"),
+            "model is OLMoE; it is for grouped_matmul and moe_layer, and benchmark",
+        ),
+        (("moe_layer", "--model", "OLMo"), "invalid choice"),
+        (("moe_layer", "--cases", "models"), "it is for grouped_matmul, and benchmark is moe_layer"),
         (("token_permute", "--cases", "layer"), "it is for grouped_matmul, and benchmark is token_permute"),
         (("--model", "OLMoE", "--cases", "layer"), "model is OLMoE; it is of the kind models, and cases are layer"),
         (("--compile-only",), "compile_only is True and chip None; each needs the other"),
+        (("--compile-only", "--chip", "h200", "--tune"), "compile_only and tune are True; choose one"),
+        (("moe_layer", "--tune"), "tune is True; it is for grouped_matmul, and benchmark is moe_layer"),
         (("--chip", "v5p"), "compile_only is False and chip v5p; each needs the other"),
         (("--compile-only", "--chip", "v5p", "--cases", "layer"), "it compiles the cases models alone"),
     ],
@@ -208,3 +220,27 @@ def test_a_sort_that_is_not_stable_is_not_timed(dynamoe: Dynamoe, monkeypatch: p
     status, output, _ = dynamoe("bench", "token_permute", "--quick")
     token_permute.compiled_pass.cache_clear()
     assert status == 1 and "xla is WRONG by inf" in output and "time," not in output
+
+
+def test_tuning_needs_a_gpu(dynamoe: Dynamoe) -> None:
+    status, output, errors = dynamoe("bench", "--tune")
+    assert (status, output) == (1, "") and "tune is True; tables are of GPUs, and the platform is cpu" in errors
+
+
+def test_what_was_tuned_is_told_and_kept_pass_by_pass(
+    dynamoe: Dynamoe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = Key.of("triton", Pass(rows=20, depth=6, columns=4, groups=3, bits=16, matrix_bits=16))
+    tiles, file = GpuTiles(16, 32, 64), tmp_path / "card.json"
+
+    def tune(cases: list[Case], rounds: int) -> Iterator[Tuned]:
+        assert cases == TINY and rounds == 2
+        yield Tuned("a case, forward, bfloat16: triton", key, tiles, 1.25, 7, ("(1, 2): too large",))
+        assert json.loads(file.read_text())["rows"][0]["tiles"] == tiles._asdict()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench_tune, "tune", tune)
+    monkeypatch.setattr(bench_command, "check_gpu", lambda: None)
+    status, output, _ = dynamoe("bench", "--tune", "--rounds", "2", "--output", str(file))
+    assert status == 130
+    assert "left out: (1, 2): too large" in output and "1.25 times as fast as the rule, of 7" in output
