@@ -66,6 +66,8 @@ def _flops_of(equation: JaxprEqn, kernels: list[KernelCall], ragged_alone: bool)
         return _native(equation)
     if name == "triton_kernel_call":
         return _triton(equation, kernels)
+    if name == "mpmd_map":
+        return _mosaic_gpu(equation, kernels)
     if name == "cond":
         branches = [_flops(branch.jaxpr, kernels, ragged_alone) for branch in parameters["branches"]]
         return None if None in branches else max(found for found in branches if found is not None)
@@ -106,6 +108,17 @@ def _triton(equation: JaxprEqn, kernels: list[KernelCall]) -> float | None:
     grid = parameters["grid"]
     static = (grid,) if isinstance(grid, int) else None
     kernels.append(KernelCall(parameters["name"] or "kernel", static, found))
+    return found
+
+
+def _mosaic_gpu(equation: JaxprEqn, kernels: list[KernelCall]) -> float | None:
+    """Our own kernels of Pallas Mosaic GPU: each row, of the first array of two axes, meets every column."""
+    name, parts = equation.params["name"] or "kernel", map(_shape, equation.invars)
+    rows = next((shape for shape in parts if len(shape) == 2), None)
+    found = None
+    if name.startswith("grouped_matmul") and rows is not None:
+        found = 2.0 * math.prod(rows) * _shape(equation.outvars[0])[-1]
+    kernels.append(KernelCall(name, None, found))
     return found
 
 

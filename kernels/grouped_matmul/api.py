@@ -24,8 +24,15 @@ def _mosaic_tpu(x, w, group_sizes):
     return grouped_matmul_mosaic_tpu(x, w, group_sizes)
 
 
+def _mosaic_gpu(x, w, group_sizes):
+    """Imported at its first call, like the one before."""
+    from .mosaic_gpu_kernels.calls import grouped_matmul_mosaic_gpu
+
+    return grouped_matmul_mosaic_gpu(x, w, group_sizes)
+
+
 def _triton(x, w, group_sizes):
-    """Imported at its first call, as its tables of tiles and jax-triton are."""
+    """Imported at its first call, as jax-triton is."""
     from .triton_kernels.calls import grouped_matmul_triton
 
     return grouped_matmul_triton(x, w, group_sizes)
@@ -48,6 +55,7 @@ IMPLEMENTATIONS = {
     "blocked": _marking(grouped_matmul_blocked),
     "xla": _marking(grouped_matmul_xla),
     "mosaic_tpu": _marking(_mosaic_tpu),
+    "mosaic_gpu": _marking(_mosaic_gpu),
     "triton": _marking(_triton),
     "reference": _marking(grouped_matmul_reference),
 }
@@ -82,9 +90,10 @@ def grouped_matmul(
         group_sizes: rows of each group [E], integers, not negative, together at most M.
         implementation: "native" (C++ on CPU; the default there), "blocked" (plain JAX, cost independent of E; the
             default on CPU where there is no C++ compiler, for float16, and for packed x where the CPU has no
-            AVX512-VNNI), "xla" (`jax.lax.ragged_dot`; the default elsewhere), "mosaic_tpu" (Pallas for TPU), "triton"
-            (for CUDA GPUs, through jax-triton; like the one before no default before a run on such a chip), "reference"
-            (E times the work, to check others against); None: the platform's.
+            AVX512-VNNI), "xla" (`jax.lax.ragged_dot`; the default elsewhere), "mosaic_tpu" (Pallas for TPU),
+            "mosaic_gpu" (Pallas for Hopper GPUs), "triton" (for CUDA GPUs, through jax-triton; like the two before no
+            default before a run on such a chip), "reference" (E times the work, to check others against); None: the
+            platform's.
 
     Returns:
         y [M, F] in the dtype of x; of packed rows in float32. Where `group_sizes` is traced, so that its values cannot

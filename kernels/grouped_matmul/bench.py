@@ -26,7 +26,7 @@ CASE = "case: M x D x F, E"
 AFFORDABLE = {"cpu": 3e9, "gpu": 1e14, "tpu": 1e14}
 """Floating-point operations of every row with every group, above which what costs so much is left out."""
 COSTS_TIMES_E = {"cpu": ("xla", "reference"), "gpu": ("xla", "reference"), "tpu": ("reference",)}
-MADE_FOR = {"native": "cpu", "blocked": "cpu", "mosaic_tpu": "tpu", "triton": "gpu"}
+MADE_FOR = {"native": "cpu", "blocked": "cpu", "mosaic_tpu": "tpu", "mosaic_gpu": "gpu", "triton": "gpu"}
 """The platform of an implementation that is not for all."""
 
 

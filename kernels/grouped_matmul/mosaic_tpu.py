@@ -60,7 +60,8 @@ def grouped_matmul_mosaic_tpu(
 
 def interpreted() -> bool:
     """Whether Pallas interprets TPU kernels here; JAX has a public context manager for it and no public question."""
-    return jax_config.pallas_tpu_interpret_mode_context_manager.value is not None
+    value = jax_config.pallas_tpu_interpret_mode_context_manager.value
+    return value is not None and type(value).__name__ != "InterpretGPUParams"  # one setting serves both interpreters
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

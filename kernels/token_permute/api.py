@@ -8,7 +8,6 @@ As in MegaBlocks, Gale et al. 2022, https://arxiv.org/abs/2211.15841. The permut
 that gathers while it loads its tiles, or scatters while it stores them, takes it and needs no permuted copy in memory.
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int

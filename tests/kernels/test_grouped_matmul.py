@@ -226,6 +226,8 @@ def test_float16_is_multiplied_by_the_first_that_takes_it():
 
 
 def test_a_kernel_for_gpus_says_so_elsewhere():
+    with pytest.raises(NotImplementedError, match="mosaic_gpu is for Hopper GPUs .*; the device is cpu"):
+        grouped_matmul(X, W, SIZES, implementation="mosaic_gpu")
     with pytest.raises(NotImplementedError, match="triton is for GPUs; the platform is cpu"):
         grouped_matmul(X, W, SIZES, implementation="triton")
 
@@ -257,8 +259,8 @@ def test_arguments_that_do_not_fit_are_named(unchecked, x, w, sizes, message):
 def test_an_unknown_implementation_is_named():
     with pytest.raises(
         ValueError,
-        match="implementation is 'fast'; allowed are None, 'native', 'blocked', 'xla', 'mosaic_tpu', 'triton', "
-        "'reference'",
+        match="implementation is 'fast'; allowed are None, 'native', 'blocked', 'xla', 'mosaic_tpu', 'mosaic_gpu', "
+        "'triton', 'reference'",
     ):
         grouped_matmul(X, W, SIZES, implementation="fast")
 
