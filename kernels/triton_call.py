@@ -69,17 +69,19 @@ def refuse_without_gpu(implementation: str) -> None:
         raise NotImplementedError(f"{implementation} needs jax-triton: pip install 'dynamoe[gpu]'")
 
 
-def device() -> Any | None:
-    """The GPU that is traced for, present or not; None in the interpreter."""
-    if interpreted():
-        return None
-    absent = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.devices()[0] if absent is None else absent
+def device_kind() -> str:
+    """Of the GPU that is traced for, present or not, as "NVIDIA H200"."""
+    return _device().device_kind
 
 
 def multiprocessors() -> int:
     """Of the GPU that is traced for."""
-    return getattr(device(), "core_count", None) or getattr(device(), "num_cores", None) or MULTIPROCESSORS
+    return getattr(_device(), "core_count", None) or getattr(_device(), "num_cores", None) or MULTIPROCESSORS
+
+
+def _device() -> Any:
+    absent = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.devices()[0] if absent is None else absent
 
 
 def capability() -> int:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from .passes import Pass
 
@@ -49,9 +49,9 @@ class Key:
         )
 
 
-def tuned_tiles(key: Key, device: Any, tiles: type[Tiles], folder: Path = FOLDER) -> Tiles | None:
+def tuned_tiles(key: Key, device_kind: str, tiles: type[Tiles], folder: Path = FOLDER) -> Tiles | None:
     """What the table of this kind of device says, as `tiles`; None: nothing."""
-    found = _table(table_file(getattr(device, "device_kind", ""), folder)).get(key)
+    found = _table(table_file(device_kind, folder)).get(key)
     return None if found is None else tiles(**found)
 
 

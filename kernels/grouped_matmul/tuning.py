@@ -17,19 +17,19 @@ from ..measuring import Call, in_turns
 from .bench import pass_of_product
 from .cases import Case
 from .operands import Numbers, Operands, checked_columns, in_float64, operands
-from .passes import Pass
+from .passes import Pass, pass_of
 from .tuned import FOLDER, Key, table_file, write_rows
 
 
 class Tunable(NamedTuple):
     """An implementation whose tiles can be chosen."""
 
-    pass_of: Callable[[str, Any, Any, Any], Pass]
-    """From a pass's name, x, w and dy to what its kernel has to do."""
     candidates: Callable[[Pass], Iterable[Any]]
     """Tiles, a rule's choice first."""
     multiply: Callable[..., jax.Array]
     """Of x, w, group sizes and tiles."""
+    packed: bool = True
+    """Whether its tiles for packed matrices can be chosen, too."""
 
 
 class Tuned(NamedTuple):
@@ -49,9 +49,15 @@ class Tuned(NamedTuple):
 
 def tunables() -> dict[str, Tunable]:
     """Those for GPUs."""
-    from .triton_kernels import calls, tiles
+    from .mosaic_gpu_kernels import walk
+    from .mosaic_gpu_kernels.calls import grouped_matmul_mosaic_gpu
+    from .triton_kernels import tiles
+    from .triton_kernels.calls import grouped_matmul_triton
 
-    return {"triton": Tunable(calls.pass_of, tiles.candidates, calls.grouped_matmul_triton)}
+    return {
+        "triton": Tunable(tiles.candidates, grouped_matmul_triton),
+        "mosaic_gpu": Tunable(walk.candidates, grouped_matmul_mosaic_gpu, packed=False),
+    }
 
 
 def tune(cases: Iterable[Case], rounds: int, among: dict[str, Tunable] | None = None) -> Iterator[Tuned]:
@@ -70,7 +76,8 @@ def tune(cases: Iterable[Case], rounds: int, among: dict[str, Tunable] | None = 
             for numbers in case.numbers(which):
                 given = operands(numbers, case.shape, case.sizes)
                 for name, tunable in (tunables() if among is None else among).items():
-                    yield _tune(name, tunable, case, which, numbers, given, rounds)
+                    if tunable.packed or numbers.weights is None:
+                        yield _tune(name, tunable, case, which, numbers, given, rounds)
 
 
 def write_table(found: Iterable[Tuned], file: Path | None = None) -> Path:
@@ -82,7 +89,7 @@ def write_table(found: Iterable[Tuned], file: Path | None = None) -> Path:
 
 
 def _tune(name: str, tunable: Tunable, case: Case, which: str, numbers: Numbers, given: Operands, rounds: int) -> Tuned:
-    work = tunable.pass_of(which, given.x, given.w, given.dy)
+    work = pass_of(which, given.x, given.w, given.dy)
     columns = checked_columns(which, case.shape)
     expected = in_float64(which, given, case.sizes, columns)
     calls, failed = {}, []

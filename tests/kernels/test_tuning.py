@@ -2,7 +2,7 @@
 
 import json
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +11,10 @@ import pytest
 
 from dynamoe.kernels.grouped_matmul import tuned
 from dynamoe.kernels.grouped_matmul.cases import Case
-from dynamoe.kernels.grouped_matmul.passes import Pass
+from dynamoe.kernels.grouped_matmul.mosaic_gpu_kernels import walk
+from dynamoe.kernels.grouped_matmul.passes import Pass, pass_of
 from dynamoe.kernels.grouped_matmul.reference import grouped_matmul_reference
 from dynamoe.kernels.grouped_matmul.shapes import Shape
-from dynamoe.kernels.grouped_matmul.triton_kernels.calls import pass_of
 from dynamoe.kernels.grouped_matmul.triton_kernels.tiles import GpuTiles, candidates, rule, shared_bytes
 from dynamoe.kernels.grouped_matmul.tuned import Key, table_file, tuned_tiles
 from dynamoe.kernels.grouped_matmul.tuning import Tunable, tune, write_table
@@ -22,12 +22,6 @@ from dynamoe.kernels.quantized import INT4, quantize
 
 CASE = Case("decode", Shape(24, 16, 8), "even", np.array([10, 0, 14], np.int32))
 WORK = Pass(rows=65536, depth=2048, columns=1024, groups=64, bits=16, matrix_bits=16)
-
-
-class Card(NamedTuple):
-    """A device, as far as a table asks it."""
-
-    device_kind: str
 
 
 def sleeping(seconds: dict[GpuTiles, float], wrong: GpuTiles | None = None) -> Tunable:
@@ -44,7 +38,7 @@ def sleeping(seconds: dict[GpuTiles, float], wrong: GpuTiles | None = None) -> T
         y = grouped_matmul_reference(x, w, sizes) * (2.0 if tiles == wrong else 1.0)
         return jax.pure_callback(wait, jax.ShapeDtypeStruct(y.shape, y.dtype), y)
 
-    return Tunable(pass_of, lambda work: list(seconds), multiply)
+    return Tunable(lambda work: list(seconds), multiply)
 
 
 def numbers_of_one_kind(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,10 +59,10 @@ def test_the_fastest_is_written_and_found_again(monkeypatch, tmp_path):
     file = write_table([found], table_file("NVIDIA H200", tmp_path))
     assert file.name == "nvidia_h200.json" and json.loads(file.read_text())["versions"]["jax"] == jax.__version__
     work = pass_of("forward", jnp.zeros((30, 16)), jnp.zeros((3, 16, 8)), jnp.zeros((30, 8)))
-    assert tuned_tiles(Key.of("triton", work), Card("NVIDIA H200"), GpuTiles, tmp_path) == fast
-    assert tuned_tiles(Key.of("triton", work), Card("NVIDIA A100-SXM4-40GB"), GpuTiles, tmp_path) is None
+    assert tuned_tiles(Key.of("triton", work), "NVIDIA H200", GpuTiles, tmp_path) == fast
+    assert tuned_tiles(Key.of("triton", work), "NVIDIA A100-SXM4-40GB", GpuTiles, tmp_path) is None
     transposed = pass_of("dx", jnp.zeros((30, 8)), jnp.zeros((3, 8, 16)), jnp.zeros((30, 16)))
-    assert tuned_tiles(Key.of("triton", transposed), Card("NVIDIA H200"), GpuTiles, tmp_path) is None
+    assert tuned_tiles(Key.of("triton", transposed), "NVIDIA H200", GpuTiles, tmp_path) is None
 
 
 def test_a_wrong_result_ends_it(monkeypatch):
@@ -111,6 +105,16 @@ def test_candidates_fit_into_a_block_and_differ(rows, outer, bits):
     for tiles in found:
         assert shared_bytes(work, tiles) <= 232448
         assert all(size & (size - 1) == 0 and size >= 16 for size in tiles[:3])
+
+
+@pytest.mark.parametrize("outer", [False, True])
+@pytest.mark.parametrize(("depth", "columns"), [(2048, 1024), (192, 320)])
+def test_candidates_for_hopper_divide_the_columns(outer, depth, columns):
+    work = Pass(rows=8192, depth=depth, columns=columns, groups=64, bits=16, matrix_bits=16, outer=outer)
+    found = list(walk.candidates(work))
+    assert len(set(found)) == len(found) > 1
+    assert all(columns % tile.columns == 0 and tile.stages >= 2 for tile in found)
+    assert not outer or all(depth % tile.rows == 0 for tile in found)
 
 
 def test_tiles_of_packed_matrices_lie_in_one_group_of_scales():

@@ -18,13 +18,15 @@ from jaxtyping import Float8e4m3fn as Float8
 
 from ...manual_axes import vary_as
 from ...quantized import Quantized, QuantizedRows
+from ..passes import Pass, outer_pass, product_pass
+from ..tuned import Key, tuned_tiles
 from .outer import outer_products
 from .packed import times_packed
 from .packed_dx import times_packed_transposed
 from .rows import times_matrices
-from .target import check_target, count_multiprocessors
+from .target import check_target, count_multiprocessors, device_kind
 from .visits import ALIGNMENT
-from .walk import Tile, choose_tile
+from .walk import Tile, choose_tile, is_large
 
 DTYPES = (jnp.bfloat16, jnp.float16)
 UNIT = 64
@@ -147,7 +149,7 @@ def _times_matrices(x, w, group_sizes, tile, multiprocessors, *, transposed: boo
         times = functools.partial(times, tile=tile, multiprocessors=multiprocessors)
     else:
         if tile is None:
-            tile = choose_tile(x.shape[0] > 64 * w.shape[0], w.shape[1 if transposed else 2], x.dtype)
+            tile = _tile(product_pass(x, x, w, transposed), x.dtype)
         times = functools.partial(times_matrices, tile=tile, transposed=transposed, multiprocessors=multiprocessors)
 
     @sequential_vmap
@@ -159,13 +161,20 @@ def _times_matrices(x, w, group_sizes, tile, multiprocessors, *, transposed: boo
 
 def _outer_products(x, dy, group_sizes, tile, multiprocessors):
     if tile is None:
-        tile = choose_tile(x.shape[1] % 128 == 0, dy.shape[1], x.dtype)
+        tile = _tile(outer_pass(x, x, dy, group_sizes.shape[0]), x.dtype)
 
     @sequential_vmap
     def call(x, dy, group_sizes):
         return outer_products(_in_eights(x), _in_eights(dy), group_sizes, tile=tile, multiprocessors=multiprocessors)
 
     return vary_as(call(x, dy, group_sizes), x)
+
+
+def _tile(work: Pass, dtype: jax.typing.DTypeLike) -> Tile:
+    """What was measured on this kind of GPU, or else the rule's."""
+    return tuned_tiles(Key.of("mosaic_gpu", work), device_kind(), Tile) or choose_tile(
+        is_large(work), work.columns, dtype
+    )
 
 
 def _in_eights(rows: jax.Array) -> jax.Array:

@@ -30,7 +30,7 @@ def check_target() -> None:
     Raises:
         NotImplementedError: this is not traced for a Hopper GPU, nor inside the interpreter of one.
     """
-    found = _device_kind()
+    found = device_kind()
     if not interpreted() and not any(name in found for name in HOPPERS):
         raise NotImplementedError(
             f"mosaic_gpu is for Hopper GPUs ({', '.join(HOPPERS)}); the device is {found}. Allowed besides are a "
@@ -47,7 +47,8 @@ def count_multiprocessors() -> int:
     return cores or MULTIPROCESSORS
 
 
-def _device_kind() -> str:
+def device_kind() -> str:
+    """Of the device that this is traced for."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.device_kind if device is not None else jax.devices()[0].device_kind
 

@@ -6,7 +6,7 @@ sums are stored, the kernels say. Rows of nobody become zero at the end.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from ..passes import Pass
 from .target import PARAMETERS
 from .visits import ALIGNMENT, RowVisits
 
@@ -200,3 +201,27 @@ def walk_rows(
             store(zeros, visits.counts[0] + loop.index[0], loop.index[1])
 
     plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+
+
+def candidates(work: Pass) -> Iterator[Tile]:
+    """What to try on a GPU for a pass without packed matrices, the rule's choice first."""
+    bytes_each = work.bits // 8
+    dtype = jnp.dtype(f"uint{work.bits}")
+    first = choose_tile(is_large(work), work.columns, dtype)
+    yield first
+    for rows in (128, 64):
+        if work.outer and work.depth % rows:
+            continue
+        for columns in (256, 128, 64):
+            if work.columns % columns:
+                continue
+            tile = Tile(rows, 128 // bytes_each, columns, 1)
+            fitting = with_stages(tile, bytes_each * tile.depth * (rows + columns))
+            for stages in {fitting.stages, min(4, fitting.stages)}:
+                if (tile := fitting._replace(stages=stages)) != first:
+                    yield tile
+
+
+def is_large(work: Pass) -> bool:
+    """Whether tiles have 128 rows, by the rule."""
+    return work.depth % 128 == 0 if work.outer else work.rows > 64 * work.groups

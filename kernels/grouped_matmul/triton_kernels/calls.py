@@ -8,7 +8,6 @@ Letters: M rows, D inner width, F output width, E groups.
 """
 
 import functools
-import math
 from typing import Any
 
 import jax
@@ -17,12 +16,11 @@ from jaxtyping import Array, Float, Int
 
 from ...quantized import Quantized, QuantizedRows
 from ...triton_call import Launch, capability, interpreted, refuse_without_gpu, triton_call
-from ..passes import Pass
+from ..passes import Pass, outer_pass, packed_pass, product_pass
 from .tiles import LEAST, GpuTiles, choose_tiles, programs
 
 BUNCH = 8
 """Row tiles that go down a column before the next column: a bunch's rows stay in the cache."""
-DEEPEST = 128
 FORMATS = ("int8", "int4", "fp8_e4m3", "nf4", "mxfp4")
 FP8_CAPABILITY = 89
 """From which on the hardware converts 8-bit floats."""
@@ -181,60 +179,6 @@ def packed_gradient(dy: jax.Array, w: Quantized, group_sizes: jax.Array, *, tile
     out = jax.ShapeDtypeStruct((dy.shape[0], w.shape[1]), dy.dtype)
     launch = _launch(kernel, work, tiles, _constants(work, tiles) | _format(w))
     return triton_call(launch, dy, *_leaves(w, group_sizes), group_sizes, out=out)
-
-
-def pass_of(which: str, x: jax.Array | QuantizedRows, w: jax.Array | Quantized, dy: jax.Array) -> Pass:
-    """What the kernel of "forward", "dx" or "dw" has to do."""
-    rows = dy if which == "dx" else x.codes if isinstance(x, QuantizedRows) else x
-    if which == "dw":
-        return outer_pass(rows, rows, dy, w.shape[0])
-    if isinstance(w, Quantized):
-        return packed_pass(rows, w, which == "dx")
-    return product_pass(rows, rows, w, which == "dx")
-
-
-def product_pass(places: jax.Array, x: jax.Array, w: jax.Array, transposed: bool) -> Pass:
-    """Of as many rows as there are places."""
-    columns, bits = w.shape[1 if transposed else 2], 8 * x.dtype.itemsize
-    return Pass(
-        rows=places.shape[0],
-        depth=x.shape[1],
-        columns=columns,
-        groups=w.shape[0],
-        bits=bits,
-        matrix_bits=bits,
-        transposed=transposed,
-    )
-
-
-def outer_pass(places: jax.Array, x: jax.Array, dy: jax.Array, groups: int) -> Pass:
-    """Of as many rows as there are places."""
-    bits = 8 * x.dtype.itemsize
-    return Pass(
-        rows=places.shape[0],
-        depth=x.shape[1],
-        columns=dy.shape[1],
-        groups=groups,
-        bits=bits,
-        matrix_bits=bits,
-        outer=True,
-    )
-
-
-def packed_pass(rows: jax.Array, w: Quantized, transposed: bool) -> Pass:
-    """With tiles that lie in one group of scales."""
-    within = None if _one_scale(w) else math.gcd(DEEPEST, w.group_size)
-    return Pass(
-        rows=rows.shape[0],
-        depth=rows.shape[1],
-        columns=w.shape[1 if transposed else 2],
-        groups=w.shape[0],
-        bits=8 * rows.dtype.itemsize,
-        matrix_bits=w.format.bits,
-        transposed=transposed,
-        deepest=None if transposed else within,
-        widest=within if transposed else None,
-    )
 
 
 def _one_scale(w: Quantized) -> bool:

@@ -8,7 +8,7 @@ and rows no more than there are. Letters: M rows, D inner width, F output width,
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ...triton_call import capability, device, interpreted, multiprocessors
+from ...triton_call import capability, device_kind, interpreted, multiprocessors
 from ..passes import Pass
 from ..tuned import Key, tuned_tiles
 
@@ -39,7 +39,7 @@ def choose_tiles(work: Pass) -> GpuTiles:
     """The tiles of a pass on the GPU that is traced for: those in its table, or else the rule's."""
     if interpreted():
         return _fitting(work, GpuTiles(32, 32, 32, stages=1))
-    return tuned_tiles(Key.of("triton", work), device(), GpuTiles) or rule(work)
+    return tuned_tiles(Key.of("triton", work), device_kind(), GpuTiles) or rule(work)
 
 
 def rule(work: Pass) -> GpuTiles:
