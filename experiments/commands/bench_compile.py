@@ -26,7 +26,7 @@ def compile_kernel(chip: str, model: str, quick: bool, console: Console) -> int:
         console: to print to.
 
     Returns:
-        0; or 1 where the compiler refuses something, which is printed.
+        0; or 1 where the compiler refuses something. That is printed, as is what an implementation does not take.
     """
     kind = CHIPS.get(chip.partition(":")[0])
     platform = "tpu" if kind is None or kind.gpu is None else "gpu"
@@ -52,7 +52,10 @@ def compile_kernel(chip: str, model: str, quick: bool, console: Console) -> int:
                         x = jax.eval_shape(quantize_rows, x)
                     try:
                         report = compile_for(chip, compiled_pass(name, which), x, w, sizes, dy)
-                    except (NotImplementedError, jax.errors.JaxRuntimeError) as refusal:
+                    except NotImplementedError as limit:
+                        console.print(f"  left out: {str(limit).splitlines()[0]}", highlight=False)
+                        continue
+                    except jax.errors.JaxRuntimeError as refusal:
                         refused = True
                         console.print(f"  refused: {str(refusal).splitlines()[0]}", highlight=False)
                         continue

@@ -135,8 +135,9 @@ def test_an_output_that_exists_or_has_no_folder_is_refused(dynamoe: Dynamoe, tmp
     assert (tmp_path / "old.jsonl").read_text() == "kept"
 
 
+@pytest.mark.parametrize("refuses", [False, True])
 def test_compiling_for_a_chip_reports_each_implementation_and_pass(
-    dynamoe: Dynamoe, monkeypatch: pytest.MonkeyPatch
+    dynamoe: Dynamoe, monkeypatch: pytest.MonkeyPatch, refuses: bool
 ) -> None:
     asked = []
 
@@ -144,6 +145,8 @@ def test_compiling_for_a_chip_reports_each_implementation_and_pass(
         asked.append((chip, x, w))
         if len(asked) == 2:
             raise NotImplementedError("no such tile")
+        if len(asked) == 3 and refuses:
+            raise jax.errors.JaxRuntimeError("too much memory")
         report = dict.fromkeys(("argument_bytes", "output_bytes", "temporary_bytes", "alias_bytes"), 1024)
         return Report(chip=chip, devices=1, flops=8.0, kernels=(), collectives=(), compile_seconds=0.5, **report)
 
@@ -151,9 +154,10 @@ def test_compiling_for_a_chip_reports_each_implementation_and_pass(
     monkeypatch.setattr(bench_compile, "mesh_for", lambda chip, axes: None)
     monkeypatch.setattr(bench_compile, "compile_for", compile_for)
     status, output, _ = dynamoe("bench", "--compile-only", "--chip", "v5p", "--model", "DeepSeek-V3")
-    assert status == 1  # of the refusal
+    assert status == int(refuses)
+    assert ("refused: too much memory" in output) == refuses
     assert "DeepSeek-V3 up training 65536x7168x2048 256, forward, xla bfloat16\n  chip: v5p, 1 device\n" in output
-    assert "training 65536x7168x2048 256, forward, mosaic_tpu bfloat16\n  refused: no such tile\n" in output
+    assert "training 65536x7168x2048 256, forward, mosaic_tpu bfloat16\n  left out: no such tile\n" in output
     assert "DeepSeek-V3 up decode 512x7168x2048 256, forward, mosaic_tpu int8 x int8\n" in output
     assert len(asked) == 2 * 3 + 2 * 4 and asked[-1][1].codes.shape == (512, 7168)
 
