@@ -13,7 +13,7 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -178,7 +178,7 @@ def compile_for(
     assert memory is not None  # both compilers say
     if read is not None:
         read(text)
-    vmem, resources = _vmem_by_name(text), _resources_by_name(lowered.compiler_ir())
+    vmem, resources = _vmem_by_name(text), triton_resources(lowered.compiler_ir())
     return Report(
         chip=chip,
         devices=mesh.size,
@@ -188,9 +188,7 @@ def compile_for(
         alias_bytes=memory.alias_size_in_bytes,
         flops=counted.flops,
         kernels=tuple(
-            Kernel(
-                call.name, call.grid, call.flops, vmem.get(call.name), next(resources.get(call.name, iter(())), None)
-            )
+            Kernel(call.name, call.grid, call.flops, vmem.get(call.name), resources.get(call.identity))
             for call in counted.kernels
         ),
         collectives=tuple(read_collectives(text, mesh.shape)),
@@ -282,14 +280,6 @@ def _vmem_by_name(text: str) -> dict[str, int]:
             sizes = re.findall(r'"memory_space":"1"[^}]*?"size":"(\d+)"', used[1])
             found[name[1]] = max(found.get(name[1], 0), sum(map(int, sizes)))
     return found
-
-
-def _resources_by_name(module: Any) -> dict[str, Iterator[Resources | None]]:
-    """Of the Triton kernels of each name, in the order of their calls."""
-    found: dict[str, list[Resources | None]] = {}
-    for name, resources in triton_resources(module):
-        found.setdefault(name, []).append(resources)
-    return {name: iter(all_of_them) for name, all_of_them in found.items()}
 
 
 def readable_bytes(count: int | float) -> str:

@@ -18,6 +18,8 @@ class KernelCall(NamedTuple):
     grid: tuple[int, ...] | None
     """None where a part of it is known at run time alone."""
     flops: float | None
+    identity: bytes = b""
+    """Of a Triton kernel: equal calls have equal ones."""
 
     @property
     def steps(self) -> int | None:
@@ -107,7 +109,7 @@ def _triton(equation: JaxprEqn, kernels: list[KernelCall]) -> float | None:
     found = 2.0 * math.prod(sizes) if len(sizes) == 3 else None
     grid = parameters["grid"]
     static = (grid,) if isinstance(grid, int) else None
-    kernels.append(KernelCall(parameters["name"] or "kernel", static, found))
+    kernels.append(KernelCall(parameters["name"] or "kernel", static, found, parameters["serialized_metadata"]))
     return found
 
 

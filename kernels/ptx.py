@@ -4,6 +4,7 @@ jax-triton puts a kernel's PTX into the program as a message of jaxlib's `triton
 here as the driver would there. Nothing is run.
 """
 
+import functools
 import importlib.metadata
 import re
 import shutil
@@ -16,8 +17,8 @@ from typing import Any, NamedTuple
 
 TARGETS = ("triton_kernel_call", "triton_kernel_call_ffi")
 """Of jax-triton 0.3, and 0.4."""
-KERNEL_CALL, CALL_NAME = 1, 4
-"""Fields of a message: the call, which may be of several kinds, and what it was named."""
+KERNEL_CALL, METADATA = 1, 3
+"""Fields of a message: the call, which may be of several kinds, and what was sent along with it."""
 KERNEL = 1
 """Of a call."""
 SHARED, PTX, CAPABILITY = 3, 4, 6
@@ -35,25 +36,24 @@ class Resources(NamedTuple):
     """Of a block."""
 
 
-def triton_resources(module: Any) -> list[tuple[str, Resources | None]]:
-    """The Triton kernels of a lowered program, in order.
+def triton_resources(module: Any) -> dict[bytes, Resources | None]:
+    """The Triton kernels of a lowered program, by the metadata of their calls.
 
     Args:
         module: of MLIR, as `lowered.compiler_ir()` returns it.
 
     Returns:
-        Names of the calls, and resources, or None where no `ptxas` is installed.
+        Resources, or None where no `ptxas` is installed.
 
     Raises:
         RuntimeError: ptxas refuses a kernel; it says why.
     """
-    found = []
+    found = {}
     for operation in _operations(module.operation):
         if operation.name == "stablehlo.custom_call" and operation.attributes["call_target_name"].value in TARGETS:
             call = dict(_fields(_message(operation)))
             kernel = dict(_fields(dict(_fields(call[KERNEL_CALL]))[KERNEL]))
-            resources = _assembled(kernel[PTX], kernel[CAPABILITY], kernel.get(SHARED, 0))
-            found.append((call[CALL_NAME].decode(), resources))
+            found[call.get(METADATA, b"")] = _assembled(kernel[PTX], kernel[CAPABILITY], kernel.get(SHARED, 0))
     return found
 
 
@@ -73,6 +73,7 @@ def _operations(operation: Any) -> Iterator[Any]:
                 yield from _operations(inner.operation)
 
 
+@functools.lru_cache(maxsize=64)
 def _assembled(ptx: bytes, capability: int, shared_bytes: int) -> Resources | None:
     ptxas = _ptxas()
     if ptxas is None:

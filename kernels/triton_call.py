@@ -27,7 +27,7 @@ MULTIPROCESSORS = 132
 """Of a Hopper GPU; where a device says how many it has, that counts."""
 CAPABILITY = 90
 """Compute capability that is compiled for where no device says its own."""
-BLACKWELL = 100
+LEAST_CAPABILITY, BLACKWELL = 80, 100
 _one_at_a_time = threading.Lock()
 
 
@@ -45,6 +45,11 @@ class Launch:
     warps: int
     stages: int
     """Steps of a loop whose loads are under way at once."""
+
+    @property
+    def identity(self) -> bytes:
+        """The same for what is compiled to the same kernel: a report finds a call's kernel by it."""
+        return repr((self.kernel.__name__, self.programs, self.warps, self.stages, *self.constants.items())).encode()
 
 
 def interpreted() -> bool:
@@ -65,8 +70,19 @@ def refuse_without_gpu(implementation: str) -> None:
             f"{implementation} is for GPUs; the platform is {platform()}. Allowed besides are a compile for a GPU that "
             "is not present (dynamoe.kernels.aot) and Triton's interpreter (TRITON_INTERPRET=1)"
         )
+    here = jax.devices()[0]
+    if jax.default_backend() == "gpu" and not _numeric(getattr(here, "compute_capability", None)):
+        raise NotImplementedError(f"{implementation} is for CUDA GPUs; here is {here.device_kind}")
+    if capability() < LEAST_CAPABILITY:
+        raise NotImplementedError(
+            f"{implementation} needs compute capability {LEAST_CAPABILITY / 10}; here it is {capability() / 10}"
+        )
     if importlib.util.find_spec("jax_triton") is None:
         raise NotImplementedError(f"{implementation} needs jax-triton: pip install 'dynamoe[gpu]'")
+
+
+def _numeric(capability: Any) -> bool:
+    return str(capability).replace(".", "").isdecimal()
 
 
 def device_kind() -> str:
@@ -86,8 +102,10 @@ def _device() -> Any:
 
 def capability() -> int:
     """Compute capability, as 90, of the GPU that is here; of one that is not, CAPABILITY, which all of `CHIPS` have."""
-    found = jax.devices()[0] if jax.default_backend() == "gpu" else None
-    return int(str(getattr(found, "compute_capability", CAPABILITY)).replace(".", ""))
+    here = jax.devices()[0]
+    if jax.default_backend() != "gpu" or here.device_kind != device_kind():
+        return CAPABILITY
+    return int(here.compute_capability.replace(".", ""))
 
 
 def triton_call(launch: Launch, *arrays: jax.Array, out: jax.ShapeDtypeStruct) -> jax.Array:
@@ -112,6 +130,7 @@ def _compile(launch: Launch, out: jax.ShapeDtypeStruct, *arrays: jax.Array) -> j
         num_warps=launch.warps,
         num_stages=launch.stages,
         compute_capability=capability(),
+        serialized_metadata=launch.identity,
         PROGRAMS=launch.programs,
         **words(out),
         **launch.constants,
@@ -120,7 +139,10 @@ def _compile(launch: Launch, out: jax.ShapeDtypeStruct, *arrays: jax.Array) -> j
 
 @functools.cache
 def _jax_triton() -> tuple[Callable[..., Any], Callable[[Any], dict[str, Any]]]:
-    """The function that calls a kernel, and its arguments that have another name in each version."""
+    """The function that calls a kernel, and its arguments that have another name in each version.
+
+    What it sets holds for the whole process, for a user's own kernels, too.
+    """
     from jax_triton import triton_lib  # pyright: ignore[reportMissingImports]
     from triton import knobs  # pyright: ignore[reportMissingImports]
 

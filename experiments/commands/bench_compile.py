@@ -37,6 +37,8 @@ def compile_kernel(chip: str, model: str, quick: bool, console: Console) -> int:
     for phase in ("training",) if quick else ("training", "decode"):
         shape = model_shape(model, phase, "up", 1)
         for numbers in numbers_on(platform):
+            if numbers.weights is None and numbers.name != numbers_on(platform)[0].name:
+                continue  # at full size one kind of floats is enough
             for which in PASSES if phase == "training" else PASSES[:1]:
                 if phase == "training" and numbers.weights is not None:
                     continue

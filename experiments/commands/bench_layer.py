@@ -32,7 +32,7 @@ from .bench_layer_ours import (
     variants,
 )
 from .bench_layer_problem import Problem, Shape, draw
-from .bench_layer_torch import PRODUCTS, block_name, peer_versions, timed_torch_products, timed_transformers_block
+from .bench_layer_torch import BLOCK, PRODUCTS, peer_versions, timed_torch_products, timed_transformers_block
 
 ORACLE = "every expert on every token"
 ORACLE_TOKENS = 512
@@ -56,6 +56,8 @@ def _bench(shape: Shape, rounds: int, output: Path | None, console: Console) -> 
     console.print(str(shape), highlight=False)
     if " / " in shape.model:
         console.print(f"on CPU tokens and widths are divided by {CPU_DIVISOR}", highlight=False)
+    if shape.model and not shape.model.startswith("OLMoE"):
+        console.print("transformers' block is OLMoE's, at this size", highlight=False)
     for note in notes(shape):
         console.print(note, highlight=False)
     problem = _attempt(shape.model or "the layer", lambda: draw(shape), console)
@@ -82,7 +84,7 @@ def _contenders(problem: Problem, console: Console) -> dict[str, Timed]:
     }
     peers: dict[str, Callable[[], Timed]] = {
         PRODUCTS: lambda: timed_torch_products(problem),
-        block_name(problem.shape): lambda: timed_transformers_block(problem),
+        BLOCK: lambda: timed_transformers_block(problem),
     }
     found = {
         name: _attempt(name, _called(make), console, peer=name in peers) for name, make in (makers | peers).items()
@@ -143,9 +145,8 @@ def _references(
     if oracle is not None:
         masked = jnp.zeros_like(problem.dy).at[:, some].set(problem.dy[:, some])
         yield ORACLE, (masked, some, oracle)
-    peer = block_name(problem.shape)
-    if peer in contenders and (results := contenders[peer].results) is not None:
-        yield peer, (problem.dy, jnp.arange(problem.shape.tokens), results(problem.dy))
+    if BLOCK in contenders and (results := contenders[BLOCK].results) is not None:
+        yield BLOCK, (problem.dy, jnp.arange(problem.shape.tokens), results(problem.dy))
 
 
 def _results(timed: Timed, dy: jax.Array, tokens: jax.Array) -> Results | None:

@@ -22,7 +22,7 @@ from ...kernels.token_matmul.api import GATHERS
 from ...moe import DenseDispatcher, Experts, FusedDispatcher, MoE, SwiGLU
 from .bench_layer_problem import Problem, Shape, layer_config, parameters, weights_in
 
-LAYER, RAGGED_DOT, FUSED = "the layer", "the layer by lax.ragged_dot", "the layer, rows moved in its products"
+LAYER, RAGGED_DOT, FUSED = "the layer", "the layer by lax.ragged_dot", "the layer, fused"
 MOVES, OWN = "the layer, its experts passing rows on", "its products alone"
 AFFORDABLE = {"cpu": 5e11, "gpu": 9e14}
 """Floating-point operations of every row with every expert, forward and backward, above which `lax.ragged_dot` is left

@@ -19,12 +19,7 @@ from .bench_layer_ours import Results, Timed, checked_columns
 from .bench_layer_problem import Problem, Shape
 
 PRODUCTS, BLOCK = "its products by torch's grouped_mm", "transformers' OLMoE block, grouped_mm"
-
-
-def block_name(shape: Shape) -> str:
-    """Of transformers' block: it is OLMoE's at any size, for it has the router of `layer_config`."""
-    own = not shape.model or shape.model.startswith("OLMoE")
-    return BLOCK if own else f"transformers' OLMoE block of {shape.model}'s size, grouped_mm"
+"""The block is OLMoE's at any size, for it has the router of `layer_config`."""
 
 
 def peer_versions() -> dict[str, str]:

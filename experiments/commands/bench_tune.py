@@ -37,7 +37,8 @@ def tune_kernel(cases: Iterable[Case], rounds: int, output: Path | None, console
         for failure in found.failed:
             console.print(f"  left out: {failure}", highlight=False)
         tiles = ", ".join(f"{name} {value}" for name, value in found.tiles._asdict().items())
-        console.print(f"{found.name}: {tiles}; {found.gain:.2f} times as fast as the rule, of {found.tried}")
+        gain = "the rule's do not run" if found.gain is None else f"{found.gain:.2f} times as fast as the rule's"
+        console.print(f"{found.name}: {tiles}; {gain}, of {found.tried}", highlight=False)
         file = write_table([found], output)
     console.print("nothing to tune" if file is None else f"written to {file}", highlight=False)
     return 0

@@ -12,6 +12,7 @@ from ..implementations import OTHER, run_implementation
 from ..manual_axes import vary_alike
 from ..quantized import INT8, Quantized, QuantizedRows
 from .blocked import grouped_matmul_blocked
+from .marking import marked
 from .native import grouped_matmul_native
 from .reference import grouped_matmul_reference
 from .xla import grouped_matmul_xla
@@ -43,9 +44,7 @@ def _marking(run: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
     def run_and_mark(x, w, group_sizes):
         y = run(x, w, group_sizes)
-        if not isinstance(group_sizes, Tracer):
-            return y
-        return _mark(y, jnp.any(group_sizes < 0) | (jnp.sum(group_sizes) > y.shape[0]))
+        return marked(y, group_sizes, y.shape[0])
 
     return run_and_mark
 
@@ -160,14 +159,3 @@ def _check_integers(x: QuantizedRows, w: jax.Array | Quantized) -> None:
             f"x has codes {x.codes.dtype}{list(x.codes.shape)} and scales {list(x.scales.shape)}; they must be "
             "int8[M, D] and [M, 1]"
         )
-
-
-@jax.custom_vjp
-def _mark(y: Float[Array, "M F"], broken: jax.Array) -> Float[Array, "M F"]:
-    """Put NaN into one element where `broken`. The gradient passes untouched: a copy of it would not be free."""
-    # A row is written, not an element: beside one, XLA of jaxlib 0.10.2 put wrong numbers where a mesh splits F.
-    first = jnp.arange(y.shape[1]) == 0
-    return y.at[0].set(jnp.where(broken & first, jnp.full((), jnp.nan, y.dtype), y[0]))
-
-
-_mark.defvjp(lambda y, broken: (_mark(y, broken), None), lambda _, dy: (dy, None))

@@ -26,6 +26,8 @@ class Pass:
     """Of an element of x."""
     matrix_bits: int
     """Of an element of w as it is stored."""
+    numbers: str = ""
+    """The dtype of x, and of packed matrices the format and the size of its groups: what tiles were measured for."""
     transposed: bool = False
     """The matrices are read transposed, as dx reads them."""
     outer: bool = False
@@ -63,6 +65,7 @@ def product_pass(places: jax.Array, x: jax.Array, w: jax.Array, transposed: bool
         groups=w.shape[0],
         bits=bits,
         matrix_bits=bits,
+        numbers=x.dtype.name,
         transposed=transposed,
     )
 
@@ -77,6 +80,7 @@ def outer_pass(places: jax.Array, x: jax.Array, dy: jax.Array, groups: int) -> P
         groups=groups,
         bits=bits,
         matrix_bits=bits,
+        numbers=x.dtype.name,
         outer=True,
     )
 
@@ -91,6 +95,7 @@ def packed_pass(rows: jax.Array, w: Quantized, transposed: bool) -> Pass:
         groups=w.shape[0],
         bits=8 * rows.dtype.itemsize,
         matrix_bits=w.format.bits,
+        numbers=f"{rows.dtype.name} x {w.format.name} {w.group_size}",
         transposed=transposed,
         deepest=None if transposed else within,
         widest=within if transposed else None,

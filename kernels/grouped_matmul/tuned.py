@@ -29,8 +29,7 @@ class Key:
     depth: int
     columns: int
     groups: int
-    bits: int
-    matrix_bits: int
+    numbers: str
     transposed: bool
     outer: bool
 
@@ -42,8 +41,7 @@ class Key:
             depth=work.depth,
             columns=work.columns,
             groups=work.groups,
-            bits=work.bits,
-            matrix_bits=work.matrix_bits,
+            numbers=work.numbers,
             transposed=work.transposed,
             outer=work.outer,
         )
@@ -52,7 +50,10 @@ class Key:
 def tuned_tiles(key: Key, device_kind: str, tiles: type[Tiles], folder: Path = FOLDER) -> Tiles | None:
     """What the table of this kind of device says, as `tiles`; None: nothing."""
     found = _table(table_file(device_kind, folder)).get(key)
-    return None if found is None else tiles(**found)
+    try:
+        return None if found is None else tiles(**found)
+    except TypeError as error:
+        raise ValueError(f"{table_file(device_kind, folder)} has other tiles than {tiles.__name__}: {error}") from error
 
 
 def table_file(device_kind: str, folder: Path = FOLDER) -> Path:
@@ -61,7 +62,8 @@ def table_file(device_kind: str, folder: Path = FOLDER) -> Path:
 
 
 def write_rows(file: Path, rows: Mapping[Key, Mapping[str, int]], versions: Mapping[str, str]) -> None:
-    """Add rows to a table, in the place of those with their keys. The file is whole or as it was, never half.
+    """Add rows to a table, in the place of those with their keys. The file is whole or as it was, never half. Of two
+    processes that write at once, the rows of one are lost.
 
     Raises:
         ValueError: the file that is there is no such table.
@@ -70,7 +72,7 @@ def write_rows(file: Path, rows: Mapping[Key, Mapping[str, int]], versions: Mapp
     entries = [{**vars(key), "tiles": dict(tiles)} for key, tiles in all_rows.items()]
     text = json.dumps({"versions": dict(versions), "rows": sorted(entries, key=str)}, indent=1)
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
+    partial = file.with_suffix(f".partial{os.getpid()}")
     partial.write_text(text + "\n")
     os.replace(partial, file)
     _table.cache_clear()

@@ -40,8 +40,8 @@ class Tuned(NamedTuple):
     key: Key
     tiles: Any
     """The fastest."""
-    gain: float
-    """So many times faster than the rule's choice; 1: that is the fastest."""
+    gain: float | None
+    """So many times faster than the rule's choice, 1 where that is the fastest; None: the rule's does not run."""
     tried: int
     failed: tuple[str, ...]
     """What did not compile or run, with its first line."""
@@ -101,7 +101,8 @@ def _tune(name: str, tunable: Tunable, case: Case, which: str, numbers: Numbers,
         try:
             result = np.asarray(call()[..., columns], np.float64)
         except Exception as error:
-            failed.append(f"{tuple(tiles)}: {str(error).strip().splitlines()[0][:120]}")
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            failed.append(f"{tuple(tiles)}: {reason[:120]}")
             continue
         error = np.abs(result - expected).max() / np.abs(expected).max()
         if not error <= numbers.allowed:
@@ -114,7 +115,7 @@ def _tune(name: str, tunable: Tunable, case: Case, which: str, numbers: Numbers,
         raise RuntimeError(f"{case}, {which}, {numbers.name}: no tiles of {name} run here: {failed[0]}")
     medians = {tiles: float(np.median(seconds)) for tiles, seconds in in_turns(calls, rounds).items()}
     best = min(medians, key=lambda tiles: medians[tiles])
-    gain = medians[first] / medians[best] if first in medians else 1.0
+    gain = medians[first] / medians[best] if first in medians else None
     label = f"{case}, {which}, {numbers.name}: {name}"
     return Tuned(label, Key.of(name, work), best, gain, len(calls), tuple(failed))
 

@@ -13,11 +13,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ..grouped_matmul.api import DTYPES
 from ..implementations import OTHER, run_implementation
 from ..manual_axes import vary_alike
 from ..quantized import Quantized
 from ..token_permute import Permutation
 from ..token_permute.checks import check_matrix, check_permutation, check_token, check_weight
+from ..token_permute.permutation import Tokens
 from .composed import gather_matmul_composed, matmul_combine_composed
 
 
@@ -70,7 +72,7 @@ def gather_matmul(
     check_token(token, permutation.row.shape[0], x.shape[0])
     if not (x.size and w.size and permutation.row.size):
         return jnp.zeros((permutation.assignment.shape[0], w.shape[2]), x.dtype)
-    x, w, permutation, token = vary_alike(x, _without_gradient(w), permutation, token)
+    x, w, permutation, token = vary_alike(x, _without_gradient(w), *_in_int32(permutation, token))
     return run_implementation(implementation, GATHERS, PREFERRED, x, w, permutation, token)
 
 
@@ -116,12 +118,15 @@ def matmul_combine(
     check_token(token, assignments, tokens)
     if not (rows.size and w.size and assignments and tokens):
         return jnp.zeros((tokens, w.shape[2]), rows.dtype)
-    rows, w, weight, permutation, token = vary_alike(rows, _without_gradient(w), weight, permutation, token)
+    indices = _in_int32(permutation, token)
+    rows, w, weight, permutation, token = vary_alike(rows, _without_gradient(w), weight, *indices)
     return run_implementation(implementation, COMBINES, PREFERRED, rows, w, weight, permutation, tokens, token)
 
 
 def _check(x: jax.Array, w: jax.Array | Quantized, permutation: Permutation, name: str, letters: str) -> None:
     check_matrix(name, x, letters)
+    if x.dtype not in DTYPES:
+        raise ValueError(f"{name} has dtype {x.dtype}; allowed are {', '.join(dtype.__name__ for dtype in DTYPES)}")
     check_permutation(permutation)
     if w.ndim != 3 or w.dtype != x.dtype or w.shape[1] != x.shape[1]:
         raise ValueError(
@@ -132,6 +137,11 @@ def _check(x: jax.Array, w: jax.Array | Quantized, permutation: Permutation, nam
         raise ValueError(
             f"permutation has {permutation.group_sizes.shape[0]} groups and w {w.shape[0]}; they must be as many"
         )
+
+
+def _in_int32(permutation: Permutation, token: Tokens) -> tuple[Permutation, Tokens]:
+    token = None if token is None else token.astype(jnp.int32)
+    return Permutation(*(array.astype(jnp.int32) for array in permutation)), token
 
 
 def _without_gradient(w: jax.Array | Quantized) -> jax.Array | Quantized:

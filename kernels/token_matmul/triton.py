@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ..grouped_matmul.marking import marked
 from ..grouped_matmul.triton_kernels.calls import outer_products, product
 from ..quantized import Quantized
 from ..token_permute import Permutation
@@ -30,7 +31,8 @@ def gather_matmul_triton(
     Raises:
         NotImplementedError: this is not traced for a GPU nor in Triton's interpreter, or w is packed.
     """
-    return _gather_matmul(x, _checked(w), permutation, token)
+    y = _gather_matmul(x, _checked(w), permutation, token)
+    return marked(y, permutation.group_sizes, y.shape[0])
 
 
 def matmul_combine_triton(
@@ -42,7 +44,8 @@ def matmul_combine_triton(
     token: Tokens,
 ) -> Float[Array, "T D"]:
     """See `matmul_combine`, and `gather_matmul_triton` for what it raises."""
-    return _matmul_combine(tokens, rows, _checked(w), weight, permutation, token)
+    y = jnp.asarray(_matmul_combine(tokens, rows, _checked(w), weight, permutation, token))
+    return marked(y, permutation.group_sizes, rows.shape[0])
 
 
 def _checked(w: jax.Array | Quantized) -> jax.Array:

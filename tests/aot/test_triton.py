@@ -10,11 +10,18 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from dynamoe.kernels import grouped_matmul
+from dynamoe.kernels import (
+    Permutation,
+    gather_matmul,
+    grouped_matmul,
+    matmul_combine,
+    sort_by_expert,
+    triton_call,
+)
 from dynamoe.kernels.aot import Report, compile_for, mesh_for
 from dynamoe.kernels.chips import CHIPS
 from dynamoe.kernels.grouped_matmul.shapes import MODELS, model_shape
-from dynamoe.kernels.grouped_matmul.triton_kernels.tiles import SHARED_BYTES
+from dynamoe.kernels.grouped_matmul.triton_kernels import calls, tiles
 from dynamoe.kernels.quantized import FORMATS, INT2, INT4, INT8, Quantized, quantize, quantize_rows
 from dynamoe.moe import Dispatcher, DroplessDispatcher, FusedDispatcher, MoE, SwiGLU, TopK
 
@@ -45,13 +52,13 @@ def compiled(chip: str, rows: int, groups: int, inner: int, width: int, dtype: j
     return compile_for(chip, forward_and_backward, *shapes, shape(groups, dtype=jnp.int32))
 
 
-def assert_fits(report: Report, *names: str) -> None:
+def assert_fits(report: Report, *names: str, shared: int = tiles.SHARED_BYTES[90], spilled: int = 0) -> None:
     assert tuple(kernel.name for kernel in report.kernels) == names
     for kernel in report.kernels:
         assert kernel.resources is not None, kernel.name
-        assert kernel.resources.spill_bytes == 0, kernel
+        assert kernel.resources.spill_bytes <= spilled, kernel
         assert 0 < kernel.resources.registers <= 255
-        assert 0 < kernel.resources.shared_bytes <= SHARED_BYTES[90]
+        assert 0 < kernel.resources.shared_bytes <= shared
 
 
 @EVERY_GPU
@@ -150,3 +157,63 @@ def test_on_a_mesh_each_device_multiplies_its_own_rows():
     assert_fits(report, *PASSES)
     assert report.flops == 3 * 2 * ROWS * INNER * WIDTH
     assert {("data",), ("tensor",)} <= {collective.axes for collective in report.collectives}
+
+
+@pytest.mark.parametrize("capability", [80, 86, 120])
+def test_other_cards_have_tiles_that_spill_next_to_nothing(capability, monkeypatch):
+    # The program is an H100's, its kernels are the other card's: nothing assembles those here but the report.
+    for module in (triton_call, calls, tiles):
+        monkeypatch.setattr(module, "capability", lambda: capability)
+
+    def passes(*arrays: Any) -> Any:
+        return forward_and_backward(*arrays)  # of its own, or JAX would take what it traced for another card
+
+    sizes, shared = shape(GROUPS, dtype=jnp.int32), tiles.SHARED_BYTES[capability]
+    few = 64  # with registers left ptxas spills some bytes by itself, so that more programs fit
+    for rows in (24, 8192):
+        for dtype in (jnp.bfloat16, jnp.float32):
+            parts = ((rows, INNER), (GROUPS, INNER, WIDTH), (rows, WIDTH))
+            report = compile_for("h100", passes, *(shape(*part, dtype=dtype) for part in parts), sizes)
+            assert_fits(report, *PASSES, shared=shared, spilled=few)
+        for format in (INT8, INT4):
+            w = jax.eval_shape(functools.partial(quantize, format=format), shape(GROUPS, INNER, WIDTH))
+            report = compile_for("h100", passes, shape(rows, INNER), w, shape(rows, WIDTH), sizes)
+            assert_fits(report, *PASSES[:2], shared=shared, spilled=few)
+
+
+def test_kernels_of_one_name_are_told_apart():
+    def two(small: jax.Array, w: jax.Array, big: jax.Array, v: jax.Array, sizes: jax.Array) -> Any:
+        def product(x: jax.Array, w: jax.Array) -> jax.Array:
+            return grouped_matmul(x, w, sizes, implementation="triton")
+
+        return jax.jit(product)(small, w), product(big, v), jax.jit(product)(small, w)
+
+    arrays = shape(24, 64), shape(GROUPS, 64, 64), shape(8192, INNER), shape(GROUPS, INNER, WIDTH)
+    report = compile_for("h200", two, *arrays, shape(GROUPS, dtype=jnp.int32))
+    first, second, third = (kernel.resources for kernel in report.kernels)
+    assert first is not None and second is not None
+    assert first == third and first.shared_bytes < second.shared_bytes
+
+
+def test_moved_tokens_compile_under_every_transformation():
+    places = jax.eval_shape(lambda expert: sort_by_expert(expert, GROUPS), shape(ROWS, dtype=jnp.int32))
+    up, down = shape(GROUPS, INNER, WIDTH), shape(GROUPS, WIDTH, INNER)
+
+    def layer(x: jax.Array, up: jax.Array, down: jax.Array, weight: jax.Array, places: Permutation) -> jax.Array:
+        rows = gather_matmul(x, up, places, implementation="triton")
+        y = matmul_combine(rows, down, weight, places, tokens=x.shape[0], implementation="triton")
+        return x + y.astype(x.dtype)
+
+    def scanned(x: jax.Array, up: jax.Array, down: jax.Array, weight: jax.Array, places: Permutation) -> jax.Array:
+        def step(x: jax.Array, _: None) -> tuple[jax.Array, None]:
+            return jax.checkpoint(layer)(x, up, down, weight, places), None
+
+        return jnp.sum(jax.lax.scan(step, x, None, length=3)[0].astype(jnp.float32))
+
+    def mapped(x: jax.Array, *others: Any) -> jax.Array:
+        return jnp.sum(jax.vmap(lambda x: layer(x, *others))(jnp.stack([x, x])).astype(jnp.float32))
+
+    for function in (scanned, mapped):
+        arrays = shape(ROWS // 2, INNER), up, down, shape(ROWS, dtype=jnp.float32), places
+        report = compile_for("h200", jax.grad(function, (0, 1, 2, 3)), *arrays)
+        assert {kernel.name for kernel in report.kernels} == set(PASSES)

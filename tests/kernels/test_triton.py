@@ -4,8 +4,10 @@ The interpreter needs torch, so these tests run beside those that hold models to
 """
 
 import functools
+import importlib.util
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,6 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynamoe.kernels import grouped_matmul
+from dynamoe.kernels.grouped_matmul.triton_kernels.calls import grouped_matmul_triton
+from dynamoe.kernels.grouped_matmul.triton_kernels.tiles import GpuTiles
 from dynamoe.kernels.quantized import (
     FP8_E4M3,
     INT2,
@@ -31,6 +35,7 @@ from dynamoe.kernels.quantized import (
     quantize_rows,
 )
 
+packed_kernels = importlib.util.find_spec("dynamoe.kernels.grouped_matmul.triton_kernels.packed")
 # Set before Python starts: triton decides at its import, and torch may import it.
 pytestmark = [
     pytest.mark.parity,
@@ -193,4 +198,33 @@ def test_under_vmap_one_follows_the_other():
     x, w, _ = operands(jnp.float32)
     several = jnp.stack([x, 2 * x])
     y = jax.vmap(lambda x: grouped_matmul(x, w, jnp.asarray(SIZES), implementation="triton"))(several)
+    np.testing.assert_allclose(y[0], in_loops(x, w, jnp.zeros((ROWS, WIDTH)), SIZES)[0], atol=1e-5)
     np.testing.assert_allclose(y[1], 2 * y[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("inner", [16, 20, 33])
+def test_packed_matrices_of_few_rows_are_right(inner):
+    x, w, dy = operands(jnp.float32, inner=inner)
+    for format in (INT8, INT4) if inner % 2 == 0 else (INT8,):
+        packed = quantize(w, format)
+        expected = in_loops(x, dequantize(packed), dy, SIZES)
+        assert_close(compiled(True)(x, packed, dy, jnp.asarray(SIZES)), expected[:2], jnp.float32)
+    rows = quantize_rows(x)
+    found = grouped_matmul(rows, quantize(w, INT8), jnp.asarray(SIZES), implementation="triton")
+    np.testing.assert_allclose(found, grouped_matmul(rows, quantize(w, INT8), jnp.asarray(SIZES)), rtol=1e-6)
+
+
+def test_tiles_that_reach_over_groups_of_scales_are_refused():
+    x, w, _ = operands(jnp.float32, inner=128)
+    with pytest.raises(ValueError, match="w has groups of 32 rows; a tile must lie in one of them"):
+        grouped_matmul_triton(x, quantize(w, INT4, group_size=32), jnp.asarray(SIZES), GpuTiles(16, 64, 16))
+
+
+@pytest.mark.parametrize(("dtype", "bits", "too_much"), [(jnp.bfloat16, 0x4300, 136), (jnp.float16, 0x6400, 1032)])
+def test_a_code_in_the_lowest_bits_of_a_float_is_that_much_too_large(dtype, bits, too_much):
+    # The interpreter cannot subtract in bfloat16, so that the kernel's numbers are looked up in its text.
+    source = Path(str(packed_kernels.origin)).read_text()
+    assert f"| {bits:#x}).to(tl.{jnp.dtype(dtype).name}, bitcast=True) - {too_much}.0" in source
+    code = np.arange(16, dtype=np.int16)
+    numbers = ((code ^ 8) | bits).astype(np.uint16).view(jnp.dtype(dtype)) - jnp.dtype(dtype).type(too_much)
+    np.testing.assert_array_equal(numbers.astype(np.float32), (code ^ 8) - 8)

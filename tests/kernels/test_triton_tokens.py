@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dynamoe.kernels import gather_matmul, sort_by_expert
+from dynamoe.kernels import gather_matmul, matmul_combine, sort_by_expert
 from dynamoe.kernels.quantized import INT8, quantize
 from dynamoe.moe import DenseDispatcher, FusedDispatcher, MoE, SwiGLU, TopK
 
@@ -36,6 +36,31 @@ def test_tokens_with_any_number_of_assignments_are_right():
 
 def test_rows_that_are_kept_empty_count_for_nothing():
     contract.assert_right("triton", capacity=12)
+
+
+def test_strangers_among_tokens_and_rows_are_nobodys():
+    given, permutation = contract.operands(), sort_by_expert(contract.routed(), contract.EXPERTS)
+
+    @jax.jit
+    def run(token: jax.Array, assignment: jax.Array) -> tuple[jax.Array, jax.Array]:
+        strange = permutation._replace(assignment=assignment)
+        rows = gather_matmul(given.x, given.up, permutation, token, implementation="triton")
+        ones = jnp.ones((contract.ASSIGNMENTS, contract.HIDDEN))
+        y = matmul_combine(ones, given.down, given.weight, strange, tokens=contract.TOKENS, implementation="triton")
+        return rows, y
+
+    token = jnp.arange(contract.ASSIGNMENTS) // contract.CHOSEN
+    rows, _ = run(token.at[4].set(-1), permutation.assignment)
+    assert not rows[permutation.row[4]].any() and bool(jnp.isfinite(rows).all())
+    _, y = run(token, permutation.assignment.at[7].set(-3))
+    assert bool(jnp.isfinite(y[jnp.arange(contract.TOKENS) != permutation.assignment[7] // contract.CHOSEN]).all())
+
+
+def test_group_sizes_that_break_their_bounds_are_marked():
+    given, permutation = contract.operands(), sort_by_expert(contract.routed(), contract.EXPERTS)
+    broken = permutation._replace(group_sizes=permutation.group_sizes.at[0].add(100))
+    run = jax.jit(lambda places: gather_matmul(given.x, given.up, places, implementation="triton"))
+    assert bool(jnp.isnan(run(broken)[0, 0])) and bool(jnp.isfinite(run(permutation)).all())
 
 
 def test_packed_matrices_are_refused_by_name():

@@ -15,10 +15,17 @@ from dynamoe.kernels.grouped_matmul.mosaic_gpu_kernels import walk
 from dynamoe.kernels.grouped_matmul.passes import Pass, pass_of
 from dynamoe.kernels.grouped_matmul.reference import grouped_matmul_reference
 from dynamoe.kernels.grouped_matmul.shapes import Shape
-from dynamoe.kernels.grouped_matmul.triton_kernels.tiles import GpuTiles, candidates, rule, shared_bytes
+from dynamoe.kernels.grouped_matmul.triton_kernels import tiles
+from dynamoe.kernels.grouped_matmul.triton_kernels.tiles import (
+    GpuTiles,
+    candidates,
+    choose_tiles,
+    rule,
+    shared_bytes,
+)
 from dynamoe.kernels.grouped_matmul.tuned import Key, table_file, tuned_tiles
 from dynamoe.kernels.grouped_matmul.tuning import Tunable, tune, write_table
-from dynamoe.kernels.quantized import INT4, quantize
+from dynamoe.kernels.quantized import INT4, MXFP4, NF4, Format, quantize
 
 CASE = Case("decode", Shape(24, 16, 8), "even", np.array([10, 0, 14], np.int32))
 WORK = Pass(rows=65536, depth=2048, columns=1024, groups=64, bits=16, matrix_bits=16)
@@ -102,9 +109,9 @@ def test_candidates_fit_into_a_block_and_differ(rows, outer, bits):
     work = Pass(rows=rows, depth=2048, columns=1024, groups=64, bits=bits, matrix_bits=bits, outer=outer)
     found = list(candidates(work))
     assert found[0] == rule(work) and len(set(found)) == len(found) > 4
-    for tiles in found:
-        assert shared_bytes(work, tiles) <= 232448
-        assert all(size & (size - 1) == 0 and size >= 16 for size in tiles[:3])
+    for one in found:
+        assert shared_bytes(work, one) <= 232448
+        assert all(size & (size - 1) == 0 and size >= 16 for size in one[:3])
 
 
 @pytest.mark.parametrize("outer", [False, True])
@@ -117,8 +124,30 @@ def test_candidates_for_hopper_divide_the_columns(outer, depth, columns):
     assert not outer or all(depth % tile.rows == 0 for tile in found)
 
 
+def test_a_row_of_one_format_is_not_taken_for_another(monkeypatch, tmp_path):
+    def work_of(format: Format, group_size: int | None) -> Pass:
+        w = quantize(jnp.ones((3, 128, 64)), format, group_size=group_size)
+        return pass_of("forward", jnp.zeros((24, 128)), w, jnp.zeros((24, 64)))
+
+    written = work_of(INT4, 128)
+    file = table_file("NVIDIA H200", tmp_path)
+    tuned.write_rows(file, {Key.of("triton", written): GpuTiles(16, 128, 64)._asdict()}, {})
+    for format, group_size in ((INT4, 32), (MXFP4, None), (NF4, None)):
+        assert tuned_tiles(Key.of("triton", work_of(format, group_size)), "NVIDIA H200", GpuTiles, tmp_path) is None
+    assert tuned_tiles(Key.of("triton", written), "NVIDIA H200", GpuTiles, tmp_path) == GpuTiles(16, 128, 64)
+    # And a row that does not fit its own pass is cut to it.
+    monkeypatch.setattr(tiles, "tuned_tiles", lambda *_: GpuTiles(16, 128, 64))
+    assert choose_tiles(work_of(INT4, 32)).depth == 32
+
+
+def test_a_row_with_other_tiles_is_named(tmp_path):
+    tuned.write_rows(table_file("card", tmp_path), {Key.of("triton", WORK): {"lanes": 3}}, {})
+    with pytest.raises(ValueError, match="card.json has other tiles than GpuTiles"):
+        tuned_tiles(Key.of("triton", WORK), "card", GpuTiles, tmp_path)
+
+
 def test_tiles_of_packed_matrices_lie_in_one_group_of_scales():
     w = quantize(jnp.ones((3, 96, 64)), INT4, group_size=32)
     x, dy = jnp.zeros((24, 96)), jnp.zeros((24, 64))
-    assert all(tiles.depth <= 32 for tiles in candidates(pass_of("forward", x, w, dy)))
-    assert all(tiles.columns <= 32 for tiles in candidates(pass_of("dx", x, w, dy)))
+    assert all(one.depth <= 32 for one in candidates(pass_of("forward", x, w, dy)))
+    assert all(one.columns <= 32 for one in candidates(pass_of("dx", x, w, dy)))

@@ -43,11 +43,13 @@ def grouped_matmul_triton(
     """
     refuse_without_gpu("triton")
     if isinstance(w, Quantized):
-        _check_packed(w)
+        _check_packed(w, tiles)
+    if w.shape[1] * w.shape[2] >= 2**31:
+        raise NotImplementedError(f"w has matrices {w.shape[1]} x {w.shape[2]}; triton takes less than 2^31 elements")
     return _grouped_matmul(tiles, x, w, group_sizes)
 
 
-def _check_packed(w: Quantized) -> None:
+def _check_packed(w: Quantized, tiles: GpuTiles | None) -> None:
     if w.format.name not in FORMATS:
         raise NotImplementedError(f"w is packed as {w.format.name}; triton takes {', '.join(FORMATS)}")
     least = LEAST * w.format.per_byte
@@ -55,6 +57,8 @@ def _check_packed(w: Quantized) -> None:
         raise NotImplementedError(
             f"w is packed in groups of {w.group_size} rows; triton takes multiples of {least}, or all of D"
         )
+    if tiles is not None and not _one_scale(w) and (w.group_size % tiles.depth or w.group_size % tiles.columns):
+        raise ValueError(f"tiles are {tiles} and w has groups of {w.group_size} rows; a tile must lie in one of them")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

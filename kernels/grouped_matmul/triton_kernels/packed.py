@@ -136,6 +136,7 @@ def packed_product(
     ONE_SCALE: tl.constexpr = GROUP_SIZE == DEPTH
     SCALES_EACH: tl.constexpr = DEPTH // GROUP_SIZE
     SUMS: tl.constexpr = tl.int32 if INTEGERS else tl.float32
+    tl.static_assert(ONE_SCALE or GROUP_SIZE % TILE_DEPTH == 0)
     start, end = group_rows(group_sizes, ROWS, GROUPS, LANES)
     until = tl.cumsum(tl.cdiv(end - start, TILE_ROWS) * COLUMN_TILES, 0)
     for tile in tl.range(tl.program_id(0), tl.max(until, 0), PROGRAMS):
@@ -220,6 +221,7 @@ def packed_gradient(
     COLUMN_TILES: tl.constexpr = (COLUMNS + TILE_COLUMNS - 1) // TILE_COLUMNS
     BYTES: tl.constexpr = TILE_COLUMNS // PER_BYTE
     SCALES_EACH: tl.constexpr = COLUMNS // GROUP_SIZE
+    tl.static_assert(GROUP_SIZE == COLUMNS or GROUP_SIZE % TILE_COLUMNS == 0)
     start, end = group_rows(group_sizes, ROWS, GROUPS, LANES)
     until = tl.cumsum(tl.cdiv(end - start, TILE_ROWS) * COLUMN_TILES, 0)
     for tile in tl.range(tl.program_id(0), tl.max(until, 0), PROGRAMS):

@@ -123,7 +123,7 @@ def product(
         row, column = first + tl.arange(0, TILE_ROWS), across * TILE_COLUMNS + tl.arange(0, TILE_COLUMNS)
         deep, own, inside = tl.arange(0, TILE_DEPTH), row < last, column < COLUMNS
         read = moved(source, tl.minimum(row, last - 1), GATHERS)
-        readable = read < READABLE
+        readable = (read >= 0) & (read < READABLE)
         x_at = x + (tl.where(readable, read, 0) * DEPTH)[:, None] + deep[None, :]
         matrix = w + tl.minimum(group, GROUPS - 1).to(tl.int64) * (DEPTH * COLUMNS)
         w_at = matrix + deep[:, None] * DEEP + column[None, :] * ACROSS
@@ -141,7 +141,7 @@ def product(
             sums *= tl.load(factor + row, mask=own, other=0).to(tl.float32)[:, None]
         write = moved(target, tl.minimum(row, ROWS - 1), SCATTERS)
         y_at = y + (write * COLUMNS)[:, None] + column[None, :]
-        kept = (own & (write < WRITABLE))[:, None] & inside[None, :]
+        kept = (own & (write >= 0) & (write < WRITABLE))[:, None] & inside[None, :]
         tl.store(y_at, sums.to(y.dtype.element_ty), mask=kept)
 
 
@@ -184,7 +184,7 @@ def outer(
             row = done + tl.arange(0, TILE_ROWS)
             own, row = row < last, tl.minimum(row, last - 1)
             read, write = moved(source, row, GATHERS), moved(target, row, SCATTERS)
-            own = own & (read < READABLE) & (write < WRITABLE)
+            own = own & (read >= 0) & (read < READABLE) & (write >= 0) & (write < WRITABLE)
             a = load(x + (read * INNER)[:, None] + inner[None, :], own, in_inner, True, INNER % TILE_INNER != 0)
             b = load(dy + (write * WIDTH)[:, None] + width[None, :], own, in_width, True, WIDTH % TILE_WIDTH != 0)
             sums = tl.dot(tl.trans(a), b, sums, input_precision=PRECISION)

@@ -12,13 +12,18 @@ from ...triton_call import capability, device_kind, interpreted, multiprocessors
 from ..passes import Pass
 from ..tuned import Key, tuned_tiles
 
-SHARED_BYTES = {75: 65536, 80: 166912, 86: 101376, 87: 166912, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
+SHARED_BYTES = {80: 166912, 86: 101376, 87: 166912, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
 """What a block may use, by compute capability: CUDA C++ Programming Guide, table "Technical Specifications"."""
 THREADS = 2048
 """That a multiprocessor holds, about."""
 REGISTERS_PER_THREAD = 128
 """That a program takes, about: half of what it may, which is what half as many programs leave for each."""
-ROWS = (16, 32, 64, 128)
+SCRATCH = 16384
+ROWS = (16, 32, 64)
+"""Of tiles where few rows are a group's."""
+WIDE = 90, 120
+"""Compute capabilities from and below which the matrix units read shared memory themselves (Hopper, Blackwell of data
+centres): elsewhere both factors take registers, and tiles are smaller."""
 LEAST = 16
 """Elements that an edge of a product in Triton has at least."""
 FEW = 64
@@ -39,22 +44,33 @@ def choose_tiles(work: Pass) -> GpuTiles:
     """The tiles of a pass on the GPU that is traced for: those in its table, or else the rule's."""
     if interpreted():
         return _fitting(work, GpuTiles(32, 32, 32, stages=1))
-    return tuned_tiles(Key.of("triton", work), device_kind(), GpuTiles) or rule(work)
+    tuned = tuned_tiles(Key.of("triton", work), device_kind(), GpuTiles)
+    return rule(work) if tuned is None else _fitting(work, tuned)
 
 
 def rule(work: Pass) -> GpuTiles:
-    """Where nothing was measured."""
-    few = work.rows <= FEW * work.groups and not work.outer
-    half = 2 if work.bits == 32 else 1
-    if few:
-        each = -(-work.rows // work.groups)
-        rows = next(rows for rows in ROWS if rows >= each or rows == FEW)
-        return _fitting(work, GpuTiles(rows, 128 // half**2, 128, warps=4, stages=5 if work.packed else 3))
+    """Where nothing was measured. float32 takes three products of tf32 at once, and so the registers of three."""
+    large = WIDE[0] <= capability() < WIDE[1]
+    if work.bits == 32:
+        depth, columns, warps = (32, 128, 8) if large else (16, 64, 8)
+    else:
+        depth, columns, warps = (64, 256, 8) if large else (64, 128, 8)
     if work.packed:
-        return _fitting(work, GpuTiles(128, 64 // half, 128, warps=8, stages=4))
-    wide = 128 if work.bits == 32 or work.columns <= 128 else 256
-    depth = 128 if work.outer else 64 // half
-    return _fitting(work, GpuTiles(64 // half if work.outer else 128, depth, wide, warps=8, stages=4))
+        rows, columns, warps = (128, 128, 8) if large else (64, 128 if work.bits < 32 else 64, 4)
+        return _fitting_few(work) or _fitting(work, GpuTiles(rows, depth, columns, warps=warps, stages=4))
+    if work.outer:
+        inner = 64 if work.bits == 32 and not large else 128
+        return _fitting(work, GpuTiles(depth, inner, columns, warps=warps * inner // 128, stages=4))
+    return _fitting_few(work) or _fitting(work, GpuTiles(128, depth, columns, warps=warps, stages=4))
+
+
+def _fitting_few(work: Pass) -> GpuTiles | None:
+    """For decoding: as few rows as there are, deep steps, and few stages, so that several programs load at once."""
+    if work.rows > FEW * work.groups:
+        return None
+    rows = next(rows for rows in ROWS if rows * work.groups >= work.rows)
+    depth, columns = (128, 128) if work.bits < 32 else (32, 128) if capability() == WIDE[0] else (16, 64)
+    return _fitting(work, GpuTiles(rows, depth, columns, warps=4, stages=5 if work.packed else 3))
 
 
 def candidates(work: Pass) -> Iterator[GpuTiles]:
@@ -93,23 +109,27 @@ def programs(work: Pass, tiles: GpuTiles) -> int:
 
 
 def shared_bytes(work: Pass, tiles: GpuTiles) -> int:
-    """Of the factors' tiles, which are loaded ahead."""
+    """Of the factors' tiles, which are loaded ahead, and what sums and their layouts take besides, about."""
     row, deep, column = tiles.rows, tiles.depth, tiles.columns
     if work.outer:
         bits = work.bits * row * (deep + column)
     else:
         bits = work.bits * row * deep + work.matrix_bits * deep * column
-    unpacked = work.bits * deep * column if work.packed else 0
-    return (tiles.stages * bits + unpacked) // 8
+    unpacked = work.bits * deep * (row + column) if work.packed else 0
+    return (tiles.stages * bits + unpacked) // 8 + SCRATCH
 
 
 def _fitting(work: Pass, tiles: GpuTiles) -> GpuTiles:
     """No larger than the axes need, and with no more stages than fit into the memory of a block."""
     rows, depth, columns = tiles[:3]
+    # Codes that share a byte are multiplied apart, each by a half of the tile; of int8 rows the least depth is double.
+    shares = 8 // work.matrix_bits if work.packed and work.matrix_bits < 8 else 1
+    least_depth = 2 * LEAST if work.bits == 8 else LEAST if work.transposed else LEAST * shares
+    least_columns = LEAST * shares if work.transposed else LEAST
     tiles = tiles._replace(
         rows=min(rows, _covering(work.rows)),
-        depth=min(depth, _covering(work.depth), work.deepest or depth),
-        columns=min(columns, _covering(work.columns), work.widest or columns),
+        depth=min(depth, max(_covering(work.depth), least_depth), work.deepest or depth),
+        columns=min(columns, max(_covering(work.columns), least_columns), work.widest or columns),
     )
     if not interpreted():
         limit = SHARED_BYTES.get(capability(), 101376)

@@ -247,4 +247,4 @@ def test_what_was_tuned_is_told_and_kept_pass_by_pass(
     monkeypatch.setattr(bench_command, "check_gpu", lambda: None)
     status, output, _ = dynamoe("bench", "--tune", "--rounds", "2", "--output", str(file))
     assert status == 130
-    assert "left out: (1, 2): too large" in output and "1.25 times as fast as the rule, of 7" in output
+    assert "left out: (1, 2): too large" in output and "1.25 times as fast as the rule's, of 7" in output
