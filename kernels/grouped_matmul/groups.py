@@ -9,5 +9,5 @@ def group_bounds(group_sizes: Int[Array, " E"], rows: int) -> tuple[Int[Array, "
 
     Clipped to the M rows: sizes that break their bounds, which the caller reports, must not lead outside the arrays.
     """
-    end = jnp.minimum(jnp.cumsum(jnp.maximum(group_sizes, 0), dtype=jnp.int32), rows)
+    end = jnp.minimum(jnp.cumsum(jnp.clip(group_sizes, 0, rows), dtype=jnp.int32), rows)
     return jnp.concatenate([jnp.zeros_like(end[:1]), end[:-1]]), end

@@ -17,7 +17,7 @@ from dynamoe.kernels import grouped_matmul
 from dynamoe.kernels.aot import compile_for, mesh_for
 from dynamoe.kernels.grouped_matmul.mosaic_gpu_kernels.calls import fp8_grouped_matmul, grouped_matmul_mosaic_gpu
 from dynamoe.kernels.manual_axes import vary_alike
-from dynamoe.kernels.quantized import INT2, INT4, INT8, Format, Quantized, quantize
+from dynamoe.kernels.quantized import INT4, INT8, Format, Quantized, quantize
 
 HOPPERS = "h100", "h200"
 SHARED_MEMORY = 227 * 1024
@@ -38,6 +38,8 @@ class Dumped(NamedTuple):
     registers: int
     spilled_bytes: int
     shared_bytes: int
+    serialized: bool
+    """Whether ptxas says that it waits for each product, for want of registers or order."""
     ptx: str
 
 
@@ -72,6 +74,7 @@ def read_dump(ptx: Path) -> Dumped:
             map(int, re.findall(r"(\d+) bytes spill (?:stores|loads)\n?", said.partition("Function")[2]))
         ),
         shared_bytes=max(map(int, launches)),
+        serialized=bool(re.search("C7510|C7511|C7514", said)),
         ptx=ptx.read_text(),
     )
 
@@ -82,6 +85,7 @@ def assert_well_compiled(kernels: list[Dumped], names: list[str], product: str =
         print(kernel[:-1])
         assert re.search(rf"wgmma\.mma_async\.sync\.aligned\.m64n\d+k\d+\.f32\.{product}", kernel.ptx)
         assert "cp.async.bulk.tensor" in kernel.ptx
+        assert not kernel.serialized, f"{kernel.name}: products wait for one another"
         assert_registers_suffice(kernel)
         assert kernel.spilled_bytes == 0
         assert 0 < kernel.shared_bytes <= SHARED_MEMORY
@@ -133,6 +137,11 @@ def test_rows_that_no_eight_divides_and_the_least_width_compile(compiled):
     assert_well_compiled(compiled(forward_and_backward, *shapes_of((7, 64, 192, 256))), PASSES)
 
 
+@pytest.mark.parametrize("inner", [64, 192])
+def test_two_warpgroups_with_tiles_of_64_rows_compile(compiled, inner):
+    assert_well_compiled(compiled(forward_and_backward, *shapes_of((1024, inner, 256, 4))), PASSES)
+
+
 @pytest.mark.parametrize("sizes", [OLMOE, DECODE], ids=["olmoe", "decode"])
 def test_fp8_compiles(compiled, sizes):
     rows, inner, width, groups = sizes
@@ -164,9 +173,14 @@ def test_packed_matrices_compile_forward_and_backward(compiled, sizes):
 
 def test_small_groups_of_packed_matrices_compile(compiled):
     x, _, _, counts = shapes_of(OLMOE)
-    for format, group_size in ((INT4, 32), (INT2, 128)):
-        kernels = compiled(grouped_matmul_mosaic_gpu, x, packed_shape(OLMOE, format, group_size, False), counts)
-        assert_well_compiled(kernels, ["grouped_matmul_packed"])
+    kernels = compiled(grouped_matmul_mosaic_gpu, x, packed_shape(OLMOE, INT4, 32, False), counts)
+    assert_well_compiled(kernels, ["grouped_matmul_packed"])
+
+
+def test_large_groups_of_packed_matrices_compile(compiled):
+    x, _, dy, counts = shapes_of(DECODE)
+    kernels = compiled(gradient_of_rows, x, packed_shape(DECODE, INT4, 256, True), dy, counts)
+    assert_well_compiled(kernels, ["grouped_matmul_packed", "grouped_matmul_packed_dx"])
 
 
 def test_on_a_mesh_each_device_multiplies_its_own_rows(tmp_path, monkeypatch):

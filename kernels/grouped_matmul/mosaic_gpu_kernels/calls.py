@@ -52,8 +52,10 @@ def grouped_matmul_mosaic_gpu(
             the dtype, the shapes, or the format of w.
     """
     check_target()
-    _check(x, w)
-    return _grouped_matmul(tiles, multiprocessors or count_multiprocessors(), x, w, group_sizes)
+    rows = _checked(x, w)
+    if not rows.shape[0]:
+        return jnp.zeros((0, w.shape[2]), rows.dtype)
+    return _grouped_matmul(tiles, multiprocessors or count_multiprocessors(), rows, w, group_sizes)
 
 
 def fp8_grouped_matmul(
@@ -95,6 +97,8 @@ def fp8_grouped_matmul(
             f"w_transposed has D = {inner} and F = {columns}; fp8_grouped_matmul takes multiples of {2 * UNIT} and of "
             f"{UNIT}"
         )
+    if not x.shape[0]:
+        return jnp.zeros((0, columns), jnp.bfloat16)
     if tiles is None:
         tiles = choose_tile(x.shape[0] > 64 * groups, columns, x.dtype)
     rows = _in_eights(x)
@@ -111,7 +115,7 @@ def fp8_grouped_matmul(
     return vary_as(y[: x.shape[0]], x)
 
 
-def _check(x, w) -> None:
+def _checked(x, w) -> jax.Array:
     if isinstance(x, QuantizedRows):
         raise NotImplementedError("x is packed rows; mosaic_gpu takes an array")
     if x.dtype not in DTYPES:
@@ -122,6 +126,7 @@ def _check(x, w) -> None:
         raise NotImplementedError(f"w has dtype {w.dtype} and x {x.dtype}; mosaic_gpu takes one dtype, or a packed w")
     if w.shape[1] % UNIT or w.shape[2] % UNIT:
         raise NotImplementedError(f"w has D = {w.shape[1]} and F = {w.shape[2]}; mosaic_gpu takes multiples of {UNIT}")
+    return x
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

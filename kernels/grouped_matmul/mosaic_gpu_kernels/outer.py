@@ -75,6 +75,7 @@ def _kernel(starts, ends, x, dy, dw, *, drained, selected, stages, whole, tile: 
             start, end = starts[group], ends[group]
             first = start // ALIGNMENT * ALIGNMENT
             steps = jnp.where(end > start, (end - first + tile.depth - 1) // tile.depth, 0)
+            steps = steps.astype(int)  # with 64-bit integers on, the pipeline counts in those
 
             def around(run):
                 @functools.partial(pl.run_scoped, sums=plgpu.WGMMAAccumulatorRef((tile.rows, tile.width)))
@@ -122,9 +123,13 @@ def _kernel(starts, ends, x, dy, dw, *, drained, selected, stages, whole, tile: 
 
 
 def _select_rows(tile, start, end, warpgroups: int, warpgroup):
-    """Put zeros into the rows before `start` and from `end` on: each warpgroup into its share of the columns."""
-    width = tile.shape[1] // warpgroups
-    for index in range(warpgroups):
+    """Put zeros into the rows before `start` and from `end` on: each warpgroup into its share of the columns.
+
+    What is swizzled together cannot be shared: of a tile of so few columns the first warpgroup does all.
+    """
+    shares = min(warpgroups, tile.shape[1] // swizzled(tile.shape[1], tile.dtype)[0].tiling[1])
+    width = tile.shape[1] // shares
+    for index in range(shares):
 
         @pl.when(warpgroup == index)
         def select(index=index):

@@ -1,4 +1,4 @@
-"""The kernel of y where the matrices are packed integers of 8, 4 or 2 bits: they are unpacked in registers.
+"""The kernel of y where the matrices are packed integers of 8 or 4 bits: they are unpacked in registers.
 
 `wgmma` takes its first factor from registers, so it multiplies transposed: y^T = w^T x^T. A warpgroup reads its columns
 of a tile of codes, scales them and multiplies them with the rows as they lie in shared memory. A byte holds the codes
@@ -15,12 +15,14 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from ...quantized import Quantized
+from ...quantized import INT4, INT8, Quantized
 from .store import store_buffers, store_rows
 from .target import Operand, along_rows, as_factor, multiply, stage_for, swizzled
 from .visits import RowVisits, visits_from_group_starts
 from .walk import Input, Tile, persistent, rows_of_visit, walk_rows, widest, with_stages
 
+FORMATS = (INT8, INT4)
+"""Of int2 registers were spilled, and products waited for one another."""
 DEPTHS = (64, 32, 16)
 """Bytes along D of a step: a group with one scale has a multiple of them."""
 
@@ -74,10 +76,10 @@ def check_format(w: Quantized) -> None:
         NotImplementedError: see `times_packed`.
     """
     least = DEPTHS[-1] * w.format.per_byte
-    if not w.format.is_integer or w.group_size % least:
+    if w.format not in FORMATS or w.group_size % least:
         raise NotImplementedError(
-            f"w is packed as {w.format.name} in groups of {w.group_size} rows; mosaic_gpu takes int8, int4 and int2, "
-            f"in groups of a multiple of {least} rows"
+            f"w is packed as {w.format.name} in groups of {w.group_size} rows; mosaic_gpu takes int8 and int4, in "
+            f"groups of a multiple of {least} rows"
         )
 
 

@@ -39,7 +39,7 @@ def times_packed_transposed(dy, w: Quantized, group_sizes, *, tile: Tile | None,
     (rows, _), (inner_bytes, per_byte) = dy.shape, (w.codes.shape[1], w.format.per_byte)
     group_bytes = w.group_size // per_byte
     if tile is None:
-        tile = _choose_tile(dy, group_bytes)
+        tile = _choose_tile(dy, group_bytes, w.zero_points is not None)
     if inner_bytes % tile.columns or group_bytes % tile.columns:
         raise NotImplementedError(
             f"w is packed as {w.format.name} with D = {w.shape[1]} in groups of {w.group_size} rows; the gradient of x "
@@ -64,9 +64,10 @@ def times_packed_transposed(dy, w: Quantized, group_sizes, *, tile: Tile | None,
     return by_place.reshape(rows, per_byte, inner_bytes).swapaxes(1, 2).reshape(rows, -1)
 
 
-def _choose_tile(dy, group_bytes: int) -> Tile:
-    # With 128 rows registers were spilled: the sums of all places of a byte are in them.
-    tile = Tile(64, DEPTH, 128 if group_bytes % 128 == 0 else 64, 1)
+def _choose_tile(dy, group_bytes: int, zero_points: bool) -> Tile:
+    # With 128 rows registers were spilled: the sums of all places of a byte are in them. With zero points also by two
+    # warpgroups, which have fewer than one.
+    tile = Tile(64, DEPTH, 128 if group_bytes % 128 == 0 and not zero_points else 64, 1)
     return with_stages(tile, DEPTH * (tile.rows * dy.dtype.itemsize + tile.columns + 8))
 
 

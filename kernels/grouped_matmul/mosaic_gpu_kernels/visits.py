@@ -56,5 +56,5 @@ def visits_from_group_starts(group_sizes: Int[Array, " E"], rows: int, tile: int
         first=of_visit,
         start=jnp.maximum(start[segment] - of_visit, 0),
         end=jnp.minimum(end[segment] - of_visit, tile),
-        counts=until[-2:],
+        counts=jnp.minimum(until[-2:], length),
     )

@@ -23,6 +23,7 @@ STRIP = 8
 SHARED_MEMORY = 227 * 1024
 """Bytes that a block may use."""
 MOST_STAGES = 6
+LARGE_SUMS = 128 * 64
 FEW_REGISTERS, MORE_REGISTERS = 40, 120
 """Of a thread of the warpgroup that copies, beside large sums and beside small ones. It spills some with few, but what
 it has the warpgroups that multiply have not. Three warpgroups start with 168 each, so all together may ask for 504 and
@@ -99,7 +100,12 @@ def persistent(kernel: Callable[..., None], tile: Tile, multiprocessors: int, na
 
 
 def pipeline(
-    tile: Tile, steps: Any, inputs: Sequence[Input], multiply_step: Any = None, around: Any = None, running: int = 1
+    tile: Tile,
+    steps: Any,
+    inputs: Sequence[Input],
+    multiply_step: Any = None,
+    around: Any = None,
+    running: int = 1,
 ) -> Any:
     """Copy the inputs step by step and multiply them. To be called with `allocations`.
 
@@ -113,7 +119,7 @@ def pipeline(
     return plgpu.emit_pipeline_warp_specialized(
         multiply_step or nothing,
         grid=(steps,),
-        memory_registers=FEW_REGISTERS if tile.rows * tile.width > 128 * 64 else MORE_REGISTERS,
+        memory_registers=FEW_REGISTERS if tile.rows * tile.width > LARGE_SUMS else MORE_REGISTERS,
         in_specs=[
             plgpu.BlockSpec(one.block, one.index, transforms=one.transforms, delay_release=running) for one in inputs
         ],
