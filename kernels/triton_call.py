@@ -61,9 +61,12 @@ def refuse_without_gpu(implementation: str) -> None:
     """Refuse to trace for a platform on which no Triton kernel can run.
 
     Raises:
-        NotImplementedError: it is no GPU, or jax-triton is not installed.
+        NotImplementedError: it is no CUDA GPU, or too old a one, or what is needed is not installed.
     """
     if interpreted():
+        for needed in ("triton", "torch"):
+            if importlib.util.find_spec(needed) is None:
+                raise NotImplementedError(f"Triton's interpreter needs {needed}: pip install 'dynamoe[parity]'")
         return
     if platform() != "gpu":
         raise NotImplementedError(

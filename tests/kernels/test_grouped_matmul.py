@@ -1,6 +1,7 @@
 """`grouped_matmul` against loops in float64, in value and gradient, for every implementation."""
 
 import functools
+import importlib.util
 from collections.abc import Callable, Iterator
 
 import jax
@@ -229,6 +230,13 @@ def test_a_kernel_for_gpus_says_so_elsewhere():
     with pytest.raises(NotImplementedError, match="mosaic_gpu is for Hopper GPUs .*; the device is cpu"):
         grouped_matmul(X, W, SIZES, implementation="mosaic_gpu")
     with pytest.raises(NotImplementedError, match="triton is for GPUs; the platform is cpu"):
+        grouped_matmul(X, W, SIZES, implementation="triton")
+
+
+def test_what_tritons_interpreter_needs_is_named(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(NotImplementedError, match="Triton's interpreter needs triton: pip install 'dynamoe.parity.'"):
         grouped_matmul(X, W, SIZES, implementation="triton")
 
 
