@@ -159,6 +159,9 @@ def test_on_a_mesh_each_device_multiplies_its_own_rows():
     assert {("data",), ("tensor",)} <= {collective.axes for collective in report.collectives}
 
 
+@pytest.mark.skipif(
+    jax.__version_info__ >= (0, 12), reason="XLA assembles the kernels, and for the chip it compiles for"
+)
 @pytest.mark.parametrize("capability", [80, 86, 120])
 def test_other_cards_have_tiles_that_spill_next_to_nothing(capability, monkeypatch):
     # The program is an H100's, its kernels are the other card's: nothing assembles those here but the report.

@@ -5,6 +5,7 @@ operand that is transposed, or held in registers, is staged: written to shared m
 is. Nor does the interpreter know layouts of registers, which are asked for on the chip alone.
 """
 
+import inspect
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +16,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 MULTIPROCESSORS = 132
 """Of H100 and H200 in the SXM form."""
 HOPPERS = ("H100", "H200", "H800", "H20")
+_INDEX = ((),) if "idx" in inspect.signature(plgpu.load).parameters else ()
+"""Of what `plgpu.load` reads, all: JAX 0.10 asks for it, 0.12 takes none."""
 PARAMETERS = plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup)
 
 
@@ -81,7 +84,7 @@ class Operand(NamedTuple):
         part = self.tile
         if self.size is not None:
             part = part.at[(slice(None),) * self.axis + (pl.ds(self.start, self.size),)]
-        return plgpu.transpose_ref(part, (1, 0)) if self.transposed else part
+        return part.transpose((1, 0)) if self.transposed else part
 
     def numbers(self) -> jax.Array:
         """In registers."""
@@ -99,7 +102,7 @@ def put_transposed(tile: Any, numbers: jax.Array) -> None:
     if interpreted():
         tile[...] = numbers.T
     else:
-        plgpu.transpose_ref(tile, (1, 0))[...] = plgpu.layout_cast(numbers, plgpu.Layout.WGMMA_TRANSPOSED)
+        tile.transpose((1, 0))[...] = plgpu.layout_cast(numbers, plgpu.Layout.WGMMA_TRANSPOSED)
 
 
 def along_rows(tile: Any, row: int, start: Any, shape: tuple[int, int]) -> jax.Array:
@@ -118,7 +121,7 @@ def repeated(line: Any, axis: int, shape: tuple[int, ...]) -> jax.Array:
 
 
 def _load_line(line: Any, across: int) -> jax.Array:
-    return plgpu.load(line, (), layout=plgpu.Layout.WGMMA.reduce(across), optimized=False)
+    return plgpu.load(line, *_INDEX, layout=plgpu.Layout.WGMMA.reduce(across), optimized=False)
 
 
 def as_factor(numbers: jax.Array) -> jax.Array:
