@@ -5,6 +5,7 @@ tiles are as large as registers hold the sums of; with few the reading of the ma
 and rows no more than there are. Letters: M rows, D inner width, F output width, E groups.
 """
 
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -19,6 +20,8 @@ THREADS = 2048
 REGISTERS_PER_THREAD = 128
 """That a program takes, about: half of what it may, which is what half as many programs leave for each."""
 SCRATCH = 16384
+MOST_SUMS = 128
+"""Of a thread: they take as many registers, of 255."""
 ROWS = (16, 32, 64)
 """Of tiles where few rows are a group's."""
 WIDE = 90, 120
@@ -75,23 +78,24 @@ def _fitting_few(work: Pass) -> GpuTiles | None:
 
 def candidates(work: Pass) -> Iterator[GpuTiles]:
     """What to try on a GPU, the rule's choice first."""
-    first = rule(work)
-    yield first
-    seen = {first}
     few = work.rows <= FEW * work.groups and not work.outer
     half = 2 if work.bits == 32 else 1
-    rows = (16, 32, 64) if few else (64, 128)
-    for row in rows:
-        for columns in (64, 128) if few else (128, 256):
-            for depth in (64 // half, 128 // half):
-                for warps in (4, 8):
-                    for stages in (3, 4, 6) if few else (3, 4):
-                        sizes = (depth, row, columns) if work.outer else (row, depth, columns)
-                        tiles = _fitting(work, GpuTiles(*sizes, warps=warps, stages=stages))
-                        sums = (tiles.depth if work.outer else tiles.rows) * tiles.columns
-                        if tiles not in seen and sums <= 128 * 32 * warps:
-                            seen.add(tiles)
-                            yield tiles
+    tried = itertools.product(
+        ROWS if few else (64, 128),
+        (64 // half, 128 // half),
+        (64, 128) if few else (128, 256),
+        (4, 8),
+        (3, 4, 6) if few else (3, 4),
+    )
+    seen = {rule(work)}
+    yield from seen
+    for rows, depth, columns, warps, stages in tried:
+        sizes = (depth, rows, columns) if work.outer else (rows, depth, columns)
+        tiles = _fitting(work, GpuTiles(*sizes, warps=warps, stages=stages))
+        sums = (tiles.depth if work.outer else tiles.rows) * tiles.columns
+        if tiles not in seen and sums <= MOST_SUMS * 32 * warps:
+            seen.add(tiles)
+            yield tiles
 
 
 def programs(work: Pass, tiles: GpuTiles) -> int:
