@@ -22,9 +22,8 @@ from jax.custom_batching import sequential_vmap
 
 from .implementations import platform
 from .manual_axes import vary_as
+from .traced_device import device_kind
 
-MULTIPROCESSORS = 132
-"""Of a Hopper GPU; where a device says how many it has, that counts."""
 CAPABILITY = 90
 """Compute capability that is compiled for where no device says its own."""
 LEAST_CAPABILITY, BLACKWELL = 80, 100
@@ -88,21 +87,6 @@ def _numeric(capability: Any) -> bool:
     return str(capability).replace(".", "").isdecimal()
 
 
-def device_kind() -> str:
-    """Of the GPU that is traced for, present or not, as "NVIDIA H200"."""
-    return _device().device_kind
-
-
-def multiprocessors() -> int:
-    """Of the GPU that is traced for."""
-    return getattr(_device(), "core_count", None) or getattr(_device(), "num_cores", None) or MULTIPROCESSORS
-
-
-def _device() -> Any:
-    absent = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.devices()[0] if absent is None else absent
-
-
 def capability() -> int:
     """Compute capability, as 90, of the GPU that is here; of one that is not, CAPABILITY, which all of `CHIPS` have."""
     here = jax.devices()[0]
@@ -160,7 +144,7 @@ def _jax_triton() -> tuple[Callable[..., Any], Callable[[Any], dict[str, Any]]]:
 
 
 def _interpret(launch: Launch, out: jax.ShapeDtypeStruct, *arrays: jax.Array) -> jax.Array:
-    wide = [_widened(array) for array in arrays]
+    wide = [array.astype(_wider(array.dtype)) for array in arrays]
     dtype = _wider(out.dtype)
     run = functools.partial(_run_in_interpreter, launch, out.shape, dtype)
     return jax.pure_callback(run, jax.ShapeDtypeStruct(out.shape, dtype), *wide).astype(out.dtype)
@@ -175,10 +159,6 @@ def _run_in_interpreter(launch: Launch, shape: Sequence[int], dtype: np.dtype, *
     with _one_at_a_time:  # the interpreter keeps its state in globals, and XLA calls back from several threads
         launch.kernel[(launch.programs,)](*tensors, PROGRAMS=launch.programs, **launch.constants)
     return tensors[-1].numpy()
-
-
-def _widened(array: jax.Array) -> jax.Array:
-    return array.astype(_wider(array.dtype))
 
 
 def _wider(dtype: Any) -> np.dtype:

@@ -18,7 +18,7 @@ from ..implementations import OTHER, run_implementation
 from ..manual_axes import vary_alike
 from ..quantized import Quantized
 from ..token_permute import Permutation
-from ..token_permute.checks import check_matrix, check_permutation, check_token, check_weight
+from ..token_permute.checks import check_matrix, check_permutation, check_rows, check_token, check_weight
 from ..token_permute.permutation import Tokens
 from .composed import gather_matmul_composed, matmul_combine_composed
 
@@ -109,11 +109,7 @@ def matmul_combine(
     """
     _check(rows, w, permutation, "rows", "[M, F]")
     assignments = permutation.row.shape[0]
-    if rows.shape[0] != permutation.assignment.shape[0]:
-        raise ValueError(
-            f"rows has shape {rows.shape}; the permutation has {permutation.assignment.shape[0]} rows: it must be as "
-            "many"
-        )
+    check_rows(rows, permutation, "F")
     check_weight(weight, assignments)
     check_token(token, assignments, tokens)
     if not (rows.size and w.size and assignments and tokens):

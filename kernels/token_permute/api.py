@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from ..implementations import OTHER, run_implementation
 from ..manual_axes import vary_alike
-from .checks import check_matrix, check_permutation, check_token, check_weight
+from .checks import check_matrix, check_permutation, check_rows, check_token, check_weight
 from .counting import sort_by_expert_counting
 from .permutation import Permutation
 from .reference import permute_reference, sort_by_expert_reference, unpermute_reference
@@ -130,9 +130,8 @@ def unpermute(
     """
     check_matrix("rows", rows, "[M, D]")
     check_permutation(permutation)
-    assignments, taken = permutation.row.shape[0], permutation.assignment.shape[0]
-    if rows.shape[0] != taken:
-        raise ValueError(f"rows has shape {rows.shape}; the permutation has {taken} rows: it must be ({taken}, D)")
+    assignments = permutation.row.shape[0]
+    check_rows(rows, permutation, "D")
     check_weight(weight, assignments)
     check_token(token, assignments, tokens)
     if not (rows.size and assignments and tokens):

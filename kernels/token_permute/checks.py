@@ -21,6 +21,14 @@ def check_permutation(permutation: Permutation) -> None:
             )
 
 
+def check_rows(rows: jax.Array, permutation: Permutation, letter: str) -> None:
+    taken = permutation.assignment.shape[0]
+    if rows.shape[0] != taken:
+        raise ValueError(
+            f"rows has shape {rows.shape}; the permutation has {taken} rows: it must be ({taken}, {letter})"
+        )
+
+
 def check_token(token: jax.Array | None, assignments: int, tokens: int) -> None:
     if token is None:
         if tokens < 0 or assignments % tokens if tokens else assignments:

@@ -18,13 +18,14 @@ from jaxtyping import Float8e4m3fn as Float8
 
 from ...manual_axes import vary_as
 from ...quantized import Quantized, QuantizedRows
+from ...traced_device import device_kind
 from ..passes import Pass, outer_pass, product_pass
 from ..tuned import Key, tuned_tiles
 from .outer import outer_products
 from .packed import times_packed
 from .packed_dx import times_packed_transposed
 from .rows import times_matrices
-from .target import check_target, count_multiprocessors, device_kind
+from .target import check_target, count_multiprocessors
 from .visits import ALIGNMENT
 from .walk import Tile, choose_tile, is_large
 

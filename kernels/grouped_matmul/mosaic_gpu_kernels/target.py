@@ -13,8 +13,8 @@ from jax._src import config as jax_config
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-MULTIPROCESSORS = 132
-"""Of H100 and H200 in the SXM form."""
+from ...traced_device import device_kind, multiprocessors
+
 HOPPERS = ("H100", "H200", "H800", "H20")
 _INDEX = ((),) if "idx" in inspect.signature(plgpu.load).parameters else ()
 """Of what `plgpu.load` reads, all: JAX 0.10 asks for it, 0.12 takes none."""
@@ -45,15 +45,7 @@ def count_multiprocessors() -> int:
     """Of the GPU that this is traced for."""
     if interpreted():
         return 1
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    cores = device.num_cores if device is not None else getattr(jax.devices()[0], "core_count", None)
-    return cores or MULTIPROCESSORS
-
-
-def device_kind() -> str:
-    """Of the device that this is traced for."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return device.device_kind if device is not None else jax.devices()[0].device_kind
+    return multiprocessors()
 
 
 def swizzled(width: int, dtype: Any) -> tuple[Any, Any]:

@@ -9,7 +9,8 @@ import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ...triton_call import capability, device_kind, interpreted, multiprocessors
+from ...traced_device import device_kind, multiprocessors
+from ...triton_call import capability, interpreted
 from ..passes import Pass
 from ..tuned import Key, tuned_tiles
 
@@ -108,7 +109,7 @@ def programs(work: Pass, tiles: GpuTiles) -> int:
     if interpreted():
         return min(most, 2)
     by_threads = THREADS * 32 // REGISTERS_PER_THREAD // (32 * tiles.warps)
-    by_memory = SHARED_BYTES.get(capability(), 101376) // max(shared_bytes(work, tiles), 1)
+    by_memory = _shared_limit() // shared_bytes(work, tiles)
     return min(most, multiprocessors() * max(1, min(by_threads, by_memory)))
 
 
@@ -136,10 +137,14 @@ def _fitting(work: Pass, tiles: GpuTiles) -> GpuTiles:
         columns=min(columns, max(_covering(work.columns), least_columns), work.widest or columns),
     )
     if not interpreted():
-        limit = SHARED_BYTES.get(capability(), 101376)
-        while tiles.stages > 1 and shared_bytes(work, tiles) > limit:
+        while tiles.stages > 1 and shared_bytes(work, tiles) > _shared_limit():
             tiles = tiles._replace(stages=tiles.stages - 1)
     return tiles
+
+
+def _shared_limit() -> int:
+    """Of a card that the table does not know, the least in it."""
+    return SHARED_BYTES.get(capability(), min(SHARED_BYTES.values()))
 
 
 def _covering(size: int) -> int:
